@@ -1,0 +1,417 @@
+"""A data set by name or folder, decoded once into uint8 tensors; normalisation, crops and flips as batched operations."""
+
+import hashlib
+import http.client
+import os
+import shutil
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Generator, Tensor
+from torchvision.datasets import CIFAR100, ImageFolder
+from torchvision.datasets.utils import download_url
+from torchvision.transforms import v2
+from tqdm.auto import tqdm
+
+from . import ROOT
+from .randomness import generator
+
+NAMES = ("digits", "cifar100", "tiny_imagenet")
+TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+
+DIGITS_STATISTICS = (0.3048,) * 3, (0.3182,) * 3  # of the 1,000 training images at 16 pixels
+CIFAR100_STATISTICS = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, 3, S, S) uint8 and labels (N,) int64, on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "Split":
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def subset(self, count: int | None, seed: int = 0) -> "Split":
+        """At most `count` images (None: all), as evenly over the classes as they allow, in their order."""
+        if count is None or count >= len(self):
+            return self
+        shuffled = torch.randperm(len(self), generator=generator(seed, "subset"))
+        labels = self.labels[shuffled].tolist()
+        seen: dict[int, int] = {}
+        turn = []  # the how-manieth image of its class
+        for label in labels:
+            turn.append(seen.get(label, 0))
+            seen[label] = turn[-1] + 1
+        chosen = shuffled[torch.tensor(turn).sort(stable=True).indices[:count]].sort().values
+        return Split(self.images[chosen], self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set in memory. A split that was not asked for, or is not there, is None."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split | None
+    test: Split | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    flip: bool  # whether a mirrored image is of the same class
+    policy: str  # torchvision's AutoAugment policy
+    fingerprint: str  # of the files, so that a run on other images is another run
+    of_classes: int | None = None  # of how many classes only those with training images were kept
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def image_size(self) -> int:
+        return (self.train or self.test).images.shape[-1]
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> float32, channels last, minus the mean over the standard deviation of each channel."""
+        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        return images.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+    def subset(self, train_images: int | None, test_images: int | None) -> "ImageData":
+        """The same with at most so many images in each split, the same images every time."""
+        return replace(
+            self,
+            train=self.train and self.train.subset(train_images),
+            test=self.test and self.test.subset(test_images),
+        )
+
+    def with_training_classes(self) -> "ImageData":
+        """Only the classes that have training images, for a student of a part of Tiny ImageNet; labels count anew.
+
+        Raises ValueError where there is no training image at all.
+        """
+        if self.train is None or not len(self.train):
+            raise ValueError(f"{self.name} has no training images here")
+        kept = self.train.labels.unique()
+        if len(kept) == self.num_classes:
+            return self
+        new_label = torch.full((self.num_classes,), -1)
+        new_label[kept] = torch.arange(len(kept))
+
+        def keep(split: Split | None) -> Split | None:
+            if split is None:
+                return None
+            labels = new_label[split.labels]
+            return Split(split.images[labels >= 0], labels[labels >= 0])
+
+        return replace(
+            self,
+            classes=tuple(self.classes[i] for i in kept.tolist()),
+            train=keep(self.train),
+            test=keep(self.test),
+            of_classes=self.num_classes,
+        )
+
+
+def load(
+    name_or_folder: str | Path,
+    root: str | Path | None = None,
+    image_size: int | None = None,
+    splits: tuple[str, ...] = ("train", "test"),
+) -> ImageData:
+    """A data set as uint8 tensors.
+
+    `name_or_folder`: "digits", "cifar100", "tiny_imagenet", or a folder with train/<class>/ and test/<class>/ or
+    val/<class>/, or one in Tiny ImageNet's official layout. `root`: where named data sets lie or are downloaded to; else
+    $R2KD_DATA, else data/. `image_size`, in pixels: digits are scaled to it (16 if None); a folder's images are resized
+    on their shorter side and cropped at the centre (None: they must all be square and of one size). `splits`: what to read.
+
+    Raises FileNotFoundError for a data set that is neither on disk nor to be had (it names the address, the size and the
+    folder to put it in), ValueError for an unknown name, a broken image, an empty class or classes that differ.
+    """
+    name = str(name_or_folder)
+    root = Path(root or os.environ.get("R2KD_DATA") or ROOT / "data").expanduser()
+    if name == "digits":
+        return _digits(image_size or 16, splits)
+    if name == "cifar100":
+        if (root / "cifar100" / "test").is_dir():
+            return _cifar100_like(_folder(root / "cifar100", "cifar100", image_size, splits))
+        return _cifar100_archive(root, splits)
+    if name == "tiny_imagenet":
+        return _official(_find_tiny_imagenet(root), name, image_size, splits)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"unknown data set {name!r}: neither one of {', '.join(NAMES)} nor a folder")
+    if (folder / "val" / "val_annotations.txt").exists():
+        return _official(folder, folder.resolve().name, image_size, splits)
+    return _folder(folder, folder.resolve().name, image_size, splits)
+
+
+def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: Generator) -> Tensor:
+    """Random crops of the zero-padded images (B, C, S, S) uint8, and with `flip` half of them mirrored, each its own draw."""
+    batch, _, height, width = images.shape
+    device = images.device
+    top, left = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator).to(device)
+    rows = top + torch.arange(height, device=device)
+    columns = left + torch.arange(width, device=device)
+    if flip:
+        mirrored = (torch.rand(batch, generator=generator) < 0.5).to(device)
+        columns[mirrored] = columns[mirrored].flip(1)
+    padded = torch.nn.functional.pad(images, (padding,) * 4)
+    index = torch.arange(batch, device=device)[:, None, None]
+    return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def batch_indices(count: int, batch_size: int, generator: Generator) -> list[Tensor]:
+    """A shuffled epoch as index tensors; a last batch of a single image, which BatchNorm can't take, is left out."""
+    batches = torch.randperm(count, generator=generator).split(batch_size)
+    return [batch for batch in batches if len(batch) > 1]
+
+
+def _digits(image_size: int, splits: tuple[str, ...]) -> ImageData:
+    """1,797 handwritten digits, 8 x 8 pixels: 1,000 to train on, 797 to test, the split fixed and stratified."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    pixels = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
+    pixels = torch.nn.functional.interpolate(pixels, size=(image_size, image_size), mode="bilinear")
+    images = pixels.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    labels = torch.from_numpy(digits.target).long()
+    train, test = train_test_split(np.arange(len(labels)), train_size=1000, stratify=digits.target, random_state=0)
+    parts = {"train": Split(images[train], labels[train]), "test": Split(images[test], labels[test])}
+    mean, std = DIGITS_STATISTICS
+    return ImageData(
+        name="digits",
+        classes=tuple("0123456789"),
+        train=parts["train"] if "train" in splits else None,
+        test=parts["test"] if "test" in splits else None,
+        mean=mean,
+        std=std,
+        flip=False,
+        policy="cifar10",
+        fingerprint=f"digits-{image_size}",
+    )
+
+
+def _cifar100_like(loaded: ImageData) -> ImageData:
+    mean, std = CIFAR100_STATISTICS
+    return replace(loaded, mean=mean, std=std, policy="cifar10")
+
+
+def _cifar100_archive(root: Path, splits: tuple[str, ...]) -> ImageData:
+    """torchvision's CIFAR-100, downloaded to `root` when absent; torchvision checks every file's MD5."""
+    parts: dict[str, Split | None] = {"train": None, "test": None}
+    for split in splits:
+        try:
+            archive = CIFAR100(root, train=split == "train", download=True)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise FileNotFoundError(
+                f"no CIFAR-100 in {root}, and downloading {CIFAR100.url} (169 MB) failed ({error}); put "
+                f"{CIFAR100.filename}, or a folder cifar100/ with train/<class>/ and test/<class>/, into {root}"
+            ) from None
+        images = torch.from_numpy(archive.data).permute(0, 3, 1, 2).contiguous()
+        parts[split] = Split(images, torch.tensor(archive.targets))
+    return _cifar100_like(
+        ImageData(
+            name="cifar100",
+            classes=tuple(archive.classes),
+            train=parts["train"],
+            test=parts["test"],
+            mean=(0, 0, 0),
+            std=(1, 1, 1),
+            flip=True,
+            policy="cifar10",
+            fingerprint="cifar-100-python",
+        )
+    )
+
+
+def _find_tiny_imagenet(root: Path) -> Path:
+    """The folder of Tiny ImageNet under `root`; downloaded and unpacked when absent, whole or not at all."""
+    home = root / "tiny-imagenet-200"
+    for folder in (home, root / "tiny_imagenet", root):
+        if (folder / "wnids.txt").exists():
+            return folder
+    archive = root / "tiny-imagenet-200.zip"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        download_url(TINY_IMAGENET_URL, str(root), archive.name, TINY_IMAGENET_MD5)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise FileNotFoundError(
+            f"no Tiny ImageNet in {root}, and downloading {TINY_IMAGENET_URL} (248 MB) failed ({error}); put "
+            f"{archive.name}, or its folder {home.name}/, into {root}"
+        ) from None
+    with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as unpacked:
+        shutil.unpack_archive(archive, unpacked)
+        (Path(unpacked) / home.name).rename(home)
+    return home
+
+
+def _official(folder: Path, name: str, image_size: int | None, splits: tuple[str, ...]) -> ImageData:
+    """Tiny ImageNet's own layout: train/<wnid>/images/, and val/images/ with their classes in val_annotations.txt.
+
+    All classes of wnids.txt, also where only some have training images. Raises as `load` does.
+    """
+    listed = (folder / "wnids.txt").read_text().split() if (folder / "wnids.txt").exists() else []
+    samples: dict[str, list[tuple[str, str]]] = {}
+    if (folder / "train").is_dir():
+        train = _image_folder(folder / "train")
+        samples["train"] = [(path, train.classes[label]) for path, label in train.samples]
+        listed = listed or train.classes
+    elif "train" in splits:
+        raise FileNotFoundError(f"{folder} has no folder train/")
+    classes = sorted(listed)
+    annotations = folder / "val" / "val_annotations.txt"
+    if not annotations.exists():
+        raise FileNotFoundError(f"{annotations} is missing: Tiny ImageNet's validation labels stand in it")
+    lines = [line.split("\t") for line in annotations.read_text().splitlines() if line.strip()]
+    samples["test"] = [(str(folder / "val" / "images" / line[0]), line[1]) for line in lines]
+    return _decode(folder, name, tuple(classes), samples, image_size, splits)
+
+
+def _folder(folder: Path, name: str, image_size: int | None, splits: tuple[str, ...]) -> ImageData:
+    """train/<class>/ and test/<class>/ or val/<class>/. Raises as `load` does."""
+    held_out = next((folder / part for part in ("test", "val") if (folder / part).is_dir()), None)
+    if held_out is None or not (folder / "train").is_dir() and "train" in splits:
+        raise FileNotFoundError(f"{folder} needs the folders train/<class>/ and test/<class>/ or val/<class>/")
+    folders = {"test": _image_folder(held_out)}
+    if (folder / "train").is_dir():
+        folders["train"] = _image_folder(folder / "train")
+        differing = set(folders["train"].classes) ^ set(folders["test"].classes)
+        if differing:
+            shown = ", ".join(sorted(differing)[:5]) + (", ..." if len(differing) > 5 else "")
+            raise ValueError(f"{folder}: {len(differing)} classes are not in both train/ and {held_out.name}/: {shown}")
+    classes = folders["test"].classes
+    samples = {split: [(path, classes[label]) for path, label in images.samples] for split, images in folders.items()}
+    return _decode(folder, name, tuple(classes), samples, image_size, splits)
+
+
+def _image_folder(folder: Path) -> ImageFolder:
+    try:
+        return ImageFolder(folder)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder}: {error}") from None  # torchvision names the empty classes
+
+
+def _decode(
+    folder: Path,
+    name: str,
+    classes: tuple[str, ...],
+    samples: dict[str, list[tuple[str, str]]],
+    image_size: int | None,
+    splits: tuple[str, ...],
+) -> ImageData:
+    """The images of `samples`, (path, class) by split, as tensors; only those of `splits` are decoded."""
+    label = {wnid: i for i, wnid in enumerate(classes)}
+    unknown = sorted({wnid for split in samples.values() for _, wnid in split} - set(classes))
+    if unknown:
+        raise ValueError(f"{folder}: classes that wnids.txt does not list: {', '.join(unknown[:5])}")
+    listings = {split: _listing(folder, [path for path, _ in paths]) for split, paths in samples.items()}
+    fingerprint = hashlib.sha256()
+    for split in sorted(listings):
+        fingerprint.update("".join(f"{split} {path} {size}\n" for path, size, _ in listings[split]).encode())
+    parts: dict[str, Split | None] = {"train": None, "test": None}
+    size = image_size or _square_size(samples["test"][0][0])
+    for split in splits:
+        paths = [path for path, _ in samples[split]]
+        images = _cached_images(folder, split, paths, listings[split], size, resize=image_size is not None)
+        parts[split] = Split(images, torch.tensor([label[wnid] for _, wnid in samples[split]]))
+    mean, std = IMAGENET_STATISTICS
+    return ImageData(
+        name=name,
+        classes=classes,
+        train=parts["train"],
+        test=parts["test"],
+        mean=mean,
+        std=std,
+        flip=True,
+        policy="imagenet",
+        fingerprint=f"{fingerprint.hexdigest()[:16]}-{size}",
+    )
+
+
+def _listing(folder: Path, paths: list[str]) -> list[tuple[str, int, int]]:
+    """(path within `folder`, bytes, modification time in ns) of each file. Raises ValueError for one that is not there."""
+    rows = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing") from None
+        rows.append((os.path.relpath(path, folder), status.st_size, status.st_mtime_ns))
+    return rows
+
+
+def _cached_images(
+    folder: Path, split: str, paths: list[str], listing: list[tuple[str, int, int]], size: int, resize: bool
+) -> Tensor:
+    """The images of one split, from the cache beside them if it is of exactly these files, else decoded and cached."""
+    key = hashlib.sha256(repr((listing, size, resize)).encode()).hexdigest()[:16]
+    cache = folder / ".r2kd-cache" / f"{split}-{key}.npy"
+    if cache.exists():
+        return torch.from_numpy(np.load(cache))
+    images = _decode_images(paths, size, resize)
+    unfinished = cache.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        cache.parent.mkdir(exist_ok=True)
+        for old in cache.parent.glob(f"{split}-*"):
+            old.unlink()
+        with open(unfinished, "wb") as file:
+            np.save(file, images.numpy())
+        unfinished.replace(cache)
+    except OSError as error:  # a read-only folder or a full disk costs time at the next start, nothing else
+        unfinished.unlink(missing_ok=True)
+        print(f"the decoded images are not kept for the next start: {error}", file=sys.stderr)
+    return images
+
+
+def _square_size(path: str) -> int:
+    """The side, in pixels, of the image at `path`. Raises ValueError where it is not square."""
+    width, height = _decode_image(path).size
+    if width != height:
+        raise ValueError(f"{path} is {width} x {height} pixels, not square: give an image size")
+    return width
+
+
+def _decode_images(paths: list[str], size: int, resize: bool) -> Tensor:
+    """(N, 3, S, S) uint8. Raises ValueError for a broken image or, unless they may be resized, one of another size."""
+    images = torch.empty((len(paths), 3, size, size), dtype=torch.uint8)
+
+    def fill(i: int) -> None:
+        image = _decode_image(paths[i])
+        if image.size != (size, size):
+            if not resize:
+                raise ValueError(
+                    f"{paths[i]} is {image.width} x {image.height} pixels, others {size} x {size}: give an image size"
+                )
+            image = v2.functional.center_crop(v2.functional.resize(image, [size]), [size])
+        images[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    with ThreadPoolExecutor() as pool:
+        progress = tqdm(pool.map(fill, range(len(paths))), total=len(paths), desc="decoding", unit="img", leave=False, delay=1)
+        try:
+            for _ in progress:
+                pass
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return images
+
+
+def _decode_image(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"broken image {path}: {error}") from None

@@ -1,0 +1,86 @@
+"""Accuracy, agreement, entropy and calibration of a model on data. Logits are (N, C); results are plain floats."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+from tqdm.auto import tqdm
+
+from .data import ImageData, Split
+
+BATCH_SIZE = 256
+BINS = 15
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    split: Split,
+    data: ImageData,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Tensor:
+    """The model's logits (N, C) for a split, on the split's device. `transform` is applied to each normalised batch.
+
+    The model's own mode holds: a model in training mode normalises with the batch's statistics.
+    """
+    logits = []
+    batches = split.images.split(batch_size)
+    for images in tqdm(batches, desc="evaluating", unit="batch", leave=False, delay=3):
+        images = data.normalize(images)
+        logits.append(model(images if transform is None else transform(images)).float())
+    return torch.cat(logits)
+
+
+def accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
+    """Share, in percent, of samples whose label is among the k highest logits (all C of them where C < k)."""
+    classes = logits.shape[1]
+    return 100 * float(multiclass_accuracy(logits, labels, classes, average="micro", top_k=min(k, classes)))
+
+
+def summary(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """top1, top5 in percent; loss, the mean cross-entropy in nats; n, the number of samples."""
+    return {
+        "top1": accuracy(logits, labels),
+        "top5": accuracy(logits, labels, 5),
+        "loss": float(F.cross_entropy(logits, labels)),
+        "n": len(labels),
+    }
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """(N,) entropy of softmax(logits), in nats."""
+    log_p = logits.log_softmax(dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1)
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """(N,) highest probability of softmax(logits)."""
+    return logits.softmax(dim=1).amax(dim=1)
+
+
+def agreement(logits: Tensor, other_logits: Tensor) -> float:
+    """Share, in percent, of samples for which both name the same class."""
+    return 100 * float((logits.argmax(1) == other_logits.argmax(1)).float().mean())
+
+
+def calibration_error(logits: Tensor, labels: Tensor) -> float:
+    """Expected calibration error in percent, 15 equal bins of confidence. Naeini et al., AAAI 2015; Guo et al., ICML 2017."""
+    return 100 * float(multiclass_calibration_error(logits.softmax(1), labels, logits.shape[1], n_bins=BINS))
+
+
+def reliability_table(logits: Tensor, labels: Tensor, bins: int = 10) -> list[dict]:
+    """A row for each equal bin of confidence that holds samples: `confidence` and `accuracy`, its means, and `n`."""
+    certain = confidence(logits).double().cpu().numpy()
+    correct = (logits.argmax(1) == labels).double().cpu().numpy()
+    index = np.minimum((certain * bins).astype(int), bins - 1)
+    rows = []
+    for i in np.unique(index):
+        chosen = index == i
+        rows.append(
+            {"confidence": certain[chosen].mean(), "accuracy": correct[chosen].mean(), "n": int(chosen.sum())}
+        )
+    return rows

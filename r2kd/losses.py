@@ -1,0 +1,74 @@
+"""Distillation losses: scalar = loss(student_logits, teacher_logits[, target]); logits are (B, C).
+
+Each loss computes in float32 at least, whatever autocast hands it, and is finite for peaked, equal and constant logits.
+Gradients flow to both arguments; a training step computes the teacher's logits without gradient.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torch.nn.functional import cross_entropy
+
+__all__ = ["cross_entropy", "kd_loss", "rank_loss", "value_loss"]
+
+_EPS = 1e-8
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+    """KL divergence of the softened outputs, times T^2, mean over samples. Unweighted.
+
+    Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", NIPS workshop 2014, section 2.
+    """
+    student, teacher = _at_least_float32(student_logits, teacher_logits)
+    log_p_student = F.log_softmax(student / temperature, dim=1)
+    log_p_teacher = F.log_softmax(teacher / temperature, dim=1)
+    return temperature**2 * F.kl_div(log_p_student, log_p_teacher, reduction="batchmean", log_target=True)
+
+
+def value_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+    """R2KD's value-based correlation distance as released: one minus the mean absolute cosine, times T^2. Unweighted.
+
+    With p = softmax(logits / T): the distance between the rows of p (a sample's classes) plus that between its columns
+    (a class over the batch); in [0, 2 T^2]. Not centred, so no Pearson correlation. Kim et al., TKDE 2024; released code.
+    """
+    p_student, p_teacher = _soften(student_logits, teacher_logits, temperature)
+    over_samples = 1 - _cosine(p_student, p_teacher).abs().mean()
+    over_classes = 1 - _cosine(p_student.T, p_teacher.T).abs().mean()
+    return temperature**2 * (over_samples + over_classes)
+
+
+def rank_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+    """R2KD's rank-based correlation distance as released: one minus the mean Spearman correlation, in [0, 2]. Unweighted.
+
+    The ranks come from argsort, so this term has a value but no gradient: it never moves the student.
+    Kim et al., TKDE 2024; released code.
+    """
+    p_student, p_teacher = _soften(student_logits, teacher_logits, temperature)
+    return 1 - _cosine(_centred_ranks(p_student), _centred_ranks(p_teacher)).mean()
+
+
+def _at_least_float32(*logits: Tensor) -> tuple[Tensor, ...]:
+    return tuple(values.to(torch.promote_types(values.dtype, torch.float32)) for values in logits)
+
+
+def _soften(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    student, teacher = _at_least_float32(student_logits, teacher_logits)
+    return (student / temperature).softmax(dim=1), (teacher / temperature).softmax(dim=1)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarity of each row of `a` with the same row of `b`; 0 where a row is 0.
+
+    The released code adds its epsilon to the product of the norms where F.cosine_similarity bounds each norm from below:
+    for a class that no sample gives weight to, the two differ.
+    """
+    return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1) + _EPS)
+
+
+def _centred_ranks(values: Tensor) -> Tensor:
+    """Ranks within each row, 1 for the smallest, as a share of their sum, minus the row's mean."""
+    classes = values.shape[1]
+    ranks = values.argsort(dim=1).argsort(dim=1).to(values.dtype) + 1
+    ranks = ranks / (classes * (classes + 1) / 2)
+    return ranks - ranks.mean(dim=1, keepdim=True)
