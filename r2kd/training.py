@@ -232,8 +232,8 @@ class Arm:
         loss, ce, distance, hits = (self.sums / self.images).tolist()
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the loss of {self.run.folder.name} became {loss} in epoch {self.epoch + 1}; its last finite epoch is "
-                f"kept in {self.run.folder}. Try a smaller learning rate than {self.config.learning_rate}"
+                f"the loss of {self.run.folder.name} became {loss} in epoch {self.epoch + 1}; the epochs before it "
+                f"are kept in {self.run.folder}. Try a smaller learning rate than {self.config.learning_rate}"
             )
         self.model.eval()
         tested = evaluation.summary(evaluation.predict(self.model, images.test, images), images.test.labels)

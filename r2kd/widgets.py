@@ -1,0 +1,75 @@
+"""ipywidgets explorers for the notebooks; in a notebook that is only read they show their first state."""
+
+import ipywidgets
+import torch
+from IPython.display import display
+from matplotlib.figure import Figure
+from torch import nn
+
+from . import evaluation, pruning
+from .augmentation import AUGMENTATIONS
+from .data import ImageData
+from .randomness import generator
+
+SHOWN = 8
+
+
+def explore_augmentations(images: ImageData, teacher: nn.Module) -> ipywidgets.Widget:
+    """Eight training images and their augmented view; a menu chooses the augmentation, a slider the draw."""
+
+    def show(augmentation: str, draw: int) -> None:
+        clean = images.normalize(images.train.images[: 2 * SHOWN])
+        with torch.inference_mode():
+            context = {"mean": images.mean, "std": images.std, "policy": images.policy, "teacher_logits": teacher(clean)}
+        view = AUGMENTATIONS[augmentation](clean, generator(draw, augmentation), **context)
+        figure = Figure(figsize=(SHOWN, 2.3), layout="constrained")
+        for row, (batch, title) in enumerate(((clean, "clean"), (view, augmentation))):
+            for i in range(SHOWN):
+                axes = figure.add_subplot(2, SHOWN, row * SHOWN + i + 1)
+                axes.imshow(_pixels(batch[i], images))
+                axes.set_axis_off()
+                if i == 0:
+                    axes.set_title(title, loc="left", fontsize=9)
+        display(figure)
+
+    return ipywidgets.interactive(
+        show,
+        augmentation=ipywidgets.Dropdown(options=list(AUGMENTATIONS), value="cutmix"),
+        draw=ipywidgets.IntSlider(value=0, min=0, max=20),
+    )
+
+
+def explore_pruning(images: ImageData, teacher: nn.Module) -> ipywidgets.Widget:
+    """One test image and the probabilities that the dense and the pruned teacher give it; sliders choose image and rate."""
+
+    def show(image: int, pruned: int, temperature: float) -> None:
+        normalised = images.normalize(images.test.images[image : image + 1])
+        other = pruning.prune_l1(teacher, pruned / 100)
+        with torch.inference_mode():
+            probabilities = [(model(normalised)[0] / temperature).softmax(0) for model in (teacher, other)]
+        figure = Figure(figsize=(9, 2.6), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1, 3))
+        left.imshow(_pixels(normalised[0], images))
+        left.set_axis_off()
+        left.set_title(images.classes[int(images.test.labels[image])], fontsize=9)
+        top = probabilities[0].topk(min(10, images.num_classes)).indices.sort().values
+        for shift, (values, label, hatch) in enumerate(zip(probabilities, ("dense", f"pruned {pruned} %"), ("", "//"), strict=True)):
+            right.bar(torch.arange(len(top)) + 0.4 * shift - 0.2, values[top], width=0.4, label=label, hatch=hatch, edgecolor="0.2")
+        right.set_xticks(range(len(top)), [images.classes[i] for i in top.tolist()], rotation=30)
+        right.set(ylabel=f"probability at T = {temperature:g}", ylim=(0, 1))
+        entropies = [float(evaluation.entropy(values.log()[None])) for values in probabilities]
+        right.set_title(f"entropy {entropies[0]:.2f} and {entropies[1]:.2f} nats", fontsize=9)
+        right.legend()
+        display(figure)
+
+    return ipywidgets.interactive(
+        show,
+        image=ipywidgets.IntSlider(value=0, min=0, max=len(images.test) - 1, continuous_update=False),
+        pruned=ipywidgets.IntSlider(value=50, min=0, max=90, step=10, continuous_update=False),
+        temperature=ipywidgets.FloatSlider(value=4, min=1, max=8, step=1, continuous_update=False),
+    )
+
+
+def _pixels(image: torch.Tensor, images: ImageData):
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (images.mean, images.std))
+    return (image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
