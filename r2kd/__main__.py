@@ -21,7 +21,10 @@ The same call again returns the finished run, or goes on with the one that was c
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        prog="python -m r2kd", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m r2kd",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True)
 
@@ -41,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
     recipe.add_argument("--runs-root", help="where run folders go [$R2KD_RUNS, else runs/]")
 
     teacher = commands.add_parser("teacher", parents=[common, recipe], help="train a model by cross-entropy")
-    teacher.add_argument("-m", "--model", required=True, choices=models.NAMES, metavar="MODEL", help=", ".join(models.NAMES))
+    teacher.add_argument(
+        "-m", "--model", required=True, choices=models.NAMES, metavar="MODEL", help=", ".join(models.NAMES)
+    )
 
     distill = commands.add_parser("distill", parents=[common, recipe], help="train a student, its teacher first")
     pairs = [*experiments.PAIRS, *experiments.SMALL_PAIRS]
@@ -54,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
     distill.add_argument("--teacher-checkpoint", help="weights of the teacher, in place of training it")
 
     evaluate = commands.add_parser("evaluate", parents=[common], help="accuracy of a checkpoint on the test split")
-    evaluate.add_argument("-m", "--model", required=True, choices=models.NAMES, metavar="MODEL", help=", ".join(models.NAMES))
+    evaluate.add_argument(
+        "-m", "--model", required=True, choices=models.NAMES, metavar="MODEL", help=", ".join(models.NAMES)
+    )
     evaluate.add_argument("-c", "--checkpoint", required=True, help='{"model": state_dict} or a bare state_dict')
     return top
 
@@ -116,7 +123,11 @@ def _recipe(options: argparse.Namespace, model: str) -> dict:
     names = ("image_size", "epochs", "train_images", "test_images", "batch_size", "learning_rate", "seed")
     names += ("dataset", "device", "data_root", "runs_root")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return {"model": model, "learning_rate": experiments.learning_rate(model)} | experiments.recipe(options.dataset) | given
+    return (
+        {"model": model, "learning_rate": experiments.learning_rate(model)}
+        | experiments.recipe(options.dataset)
+        | given
+    )
 
 
 def _print_config(config: TeacherConfig) -> None:

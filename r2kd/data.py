@@ -17,9 +17,9 @@ from torch import Generator, Tensor
 from torchvision.datasets import CIFAR100, ImageFolder
 from torchvision.datasets.utils import download_url
 from torchvision.transforms import v2
-from tqdm.auto import tqdm
 
 from . import ROOT
+from .progress import tqdm
 from .randomness import generator
 
 NAMES = ("digits", "cifar100", "tiny_imagenet")
@@ -43,6 +43,11 @@ class Split:
 
     def to(self, device: torch.device | str) -> "Split":
         return Split(self.images.to(device), self.labels.to(device))
+
+    def shuffled(self, seed: int = 0) -> "Split":
+        """The same in random order: for a model whose answers depend on an image's neighbours."""
+        order = torch.randperm(len(self), generator=generator(seed, "shuffled")).to(self.labels.device)
+        return Split(self.images[order], self.labels[order])
 
     def subset(self, count: int | None, seed: int = 0) -> "Split":
         """At most `count` images (None: all), as evenly over the classes as they allow, in their order."""
@@ -86,6 +91,9 @@ class ImageData:
         """uint8 (B, 3, H, W) -> float32, channels last, minus the mean over the standard deviation of each channel."""
         mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
         return images.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+    def to(self, device: torch.device | str) -> "ImageData":
+        return replace(self, train=self.train and self.train.to(device), test=self.test and self.test.to(device))
 
     def subset(self, train_images: int | None, test_images: int | None) -> "ImageData":
         """The same with at most so many images in each split, the same images every time."""
@@ -283,7 +291,7 @@ def _official(folder: Path, name: str, image_size: int | None, splits: tuple[str
 def _folder(folder: Path, name: str, image_size: int | None, splits: tuple[str, ...]) -> ImageData:
     """train/<class>/ and test/<class>/ or val/<class>/. Raises as `load` does."""
     held_out = next((folder / part for part in ("test", "val") if (folder / part).is_dir()), None)
-    if held_out is None or not (folder / "train").is_dir() and "train" in splits:
+    if held_out is None or (not (folder / "train").is_dir() and "train" in splits):
         raise FileNotFoundError(f"{folder} needs the folders train/<class>/ and test/<class>/ or val/<class>/")
     folders = {"test": _image_folder(held_out)}
     if (folder / "train").is_dir():
@@ -399,7 +407,9 @@ def _decode_images(paths: list[str], size: int, resize: bool) -> Tensor:
         images[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     with ThreadPoolExecutor() as pool:
-        progress = tqdm(pool.map(fill, range(len(paths))), total=len(paths), desc="decoding", unit="img", leave=False, delay=1)
+        progress = tqdm(
+            pool.map(fill, range(len(paths))), total=len(paths), desc="decoding", unit="img", leave=False, delay=1
+        )
         try:
             for _ in progress:
                 pass

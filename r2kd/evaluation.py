@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
-from tqdm.auto import tqdm
 
 from .data import ImageData, Split
+from .progress import tqdm
 
 BATCH_SIZE = 256
 BINS = 15
@@ -73,14 +73,13 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
 
 
 def reliability_table(logits: Tensor, labels: Tensor, bins: int = 10) -> list[dict]:
-    """A row for each equal bin of confidence that holds samples: `confidence` and `accuracy`, its means, and `n`."""
+    """A row for each equal bin of confidence that holds samples: `confidence` and `accuracy`, its means, and `samples`."""
     certain = confidence(logits).double().cpu().numpy()
     correct = (logits.argmax(1) == labels).double().cpu().numpy()
     index = np.minimum((certain * bins).astype(int), bins - 1)
     rows = []
     for i in np.unique(index):
         chosen = index == i
-        rows.append(
-            {"confidence": certain[chosen].mean(), "accuracy": correct[chosen].mean(), "n": int(chosen.sum())}
-        )
+        row = {"confidence": certain[chosen].mean(), "accuracy": correct[chosen].mean()}
+        rows.append(row | {"samples": int(chosen.sum())})
     return rows

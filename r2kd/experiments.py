@@ -8,11 +8,11 @@ import pandas as pd
 import torch
 from scipy import stats
 from torch import nn
-from tqdm.auto import tqdm
 
-from . import models, training
+from . import ROOT, models, training
 from .augmentation import AUGMENTATIONS
 from .data import ImageData
+from .progress import tqdm
 from .runs import Run
 from .training import DistillConfig, TeacherConfig
 
@@ -84,6 +84,7 @@ class Study:
     device: str = "auto"
     data_root: str | None = None
     runs_root: str | None = None
+    figures_root: str | None = None
     image_size: int | None = None
     teacher_checkpoint: str | None = None
 
@@ -92,9 +93,10 @@ class Study:
         return PROFILES[self.profile].seeds
 
     @property
-    def name(self) -> str:
-        """<data set>/<profile>-<pair>: the folder of its figures."""
-        return f"{Path(self.dataset).expanduser().resolve().name}/{self.profile}-{self.pair}"
+    def figures(self) -> Path:
+        """The folder of its figures: <figures_root>/<data set>/<profile>-<pair>, figures_root else figures/."""
+        dataset = Path(self.dataset).expanduser().resolve().name
+        return Path(self.figures_root or ROOT / "figures") / dataset / f"{self.profile}-{self.pair}"
 
     def _common(self) -> dict:
         profile = PROFILES[self.profile]
@@ -122,13 +124,18 @@ class Study:
                 arms.append(DistillConfig(augmentation=augmentation, pruning_rate=pruning_rate, **taught))
         return arms
 
+    def open_data(self) -> ImageData:
+        """Its images, on its device."""
+        return training.open_data(self.teacher).to(training.resolve_device(self.device))
+
     def caption(self, images: ImageData) -> str:
         """What every figure of the study says below its title."""
         teacher, student = pair_models(self.pair)
         classes = f" ({images.num_classes} of {images.of_classes} classes)" if images.of_classes else ""
+        epochs = f"{self.teacher.epochs} epoch" + ("s" if self.teacher.epochs > 1 else "")
         return (
             f"{images.name}{classes}, {len(images.train):,} training and {len(images.test):,} test images of "
-            f"{images.image_size} px; {self.teacher.epochs} epochs; {teacher} teaches {student}"
+            f"{images.image_size} px; {epochs}; {teacher} teaches {student}"
         )
 
 
@@ -163,11 +170,13 @@ def learning_rate(model: str) -> float:
 
 
 def run_teacher(study: Study, images: ImageData) -> nn.Module:
-    """The study's teacher in eval mode: trained, returned as it was, or loaded from a checkpoint."""
+    """The study's teacher in eval mode, on its device: trained, returned as it was, or loaded from a checkpoint."""
     if study.teacher_checkpoint:
         teacher = models.create(study.teacher.model, images.num_classes)
-        return models.load_checkpoint(teacher, study.teacher_checkpoint).eval()
-    return training.load_model(training.train_teacher(study.teacher, images), images.num_classes)
+        teacher = models.load_checkpoint(teacher, study.teacher_checkpoint).eval()
+    else:
+        teacher = training.load_model(training.train_teacher(study.teacher, images), images.num_classes)
+    return teacher.to(images.test.images.device, memory_format=torch.channels_last)
 
 
 def run_students(study: Study, images: ImageData) -> list[tuple[DistillConfig, Run]]:
@@ -230,8 +239,3 @@ def paired_difference(table: pd.DataFrame, switch: str, value: str, by: list[str
     wide = table.pivot_table(index=[*by, "seed"], columns=switch, values=value, sort=False).dropna()
     difference = (wide[True] - wide[False]).rename("difference").reset_index()
     return mean_interval(difference, by, "difference")
-
-
-def probabilities(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """softmax(logits / temperature), (N, C)."""
-    return (logits / temperature).softmax(dim=1)

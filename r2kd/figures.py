@@ -68,7 +68,9 @@ def redraw_all(root: str | Path) -> list[Path]:
     return [path.with_suffix(".png") for path in paths]
 
 
-def _figure(table: pd.DataFrame, title: str, columns: int = 1, size: tuple[float, float] = (6.4, 4)) -> tuple[Figure, np.ndarray]:
+def _figure(
+    table: pd.DataFrame, title: str, columns: int = 1, size: tuple[float, float] = (6.4, 4)
+) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0]
     figure.suptitle(title)
@@ -86,13 +88,19 @@ def _wrap(text: str, width: int) -> str:
     return "\n".join([*lines, line])
 
 
-def _lines(axes: Axes, table: pd.DataFrame, x: str, y: str, series: str, band: str | None = None, markers: bool = True) -> None:
+def _lines(
+    axes: Axes, table: pd.DataFrame, x: str, y: str, series: str, band: str | None = None, markers: bool = True
+) -> None:
     """One line a series, told apart by colour, dash and marker; `band`: the column with the half width of its interval."""
-    looks = zip(cycle(COLOURS), cycle(LINES), cycle(MARKERS))  # the shortest repeats after a dozen
-    for (name, rows), (colour, line, marker) in zip(table.groupby(series, sort=False), looks):
-        axes.plot(rows[x], rows[y], label=name, color=colour, linestyle=line, marker=marker if markers else None, markersize=5)
+    looks = zip(cycle(COLOURS), cycle(LINES), cycle(MARKERS), strict=False)
+    for (name, rows), (colour, line, marker) in zip(table.groupby(series, sort=False), looks, strict=False):
+        axes.plot(
+            rows[x], rows[y], label=name, color=colour, linestyle=line, marker=marker if markers else None, markersize=5
+        )
         if band is not None and rows[band].notna().any():
-            axes.fill_between(rows[x], rows[y] - rows[band], rows[y] + rows[band], color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(
+                rows[x], rows[y] - rows[band], rows[y] + rows[band], color=colour, alpha=0.15, linewidth=0
+            )
 
 
 def _dots(axes: Axes, table: pd.DataFrame, value: str, xlabel: str) -> None:
@@ -125,7 +133,11 @@ def pruning_accuracy(table: pd.DataFrame) -> Figure:
 
 def pruning_outputs(table: pd.DataFrame) -> Figure:
     figure, axes = _figure(table, "Pruning the teacher: its outputs", columns=3, size=(10, 3.9))
-    labels = {"entropy": "mean entropy (nats)", "confidence": "mean confidence", "agreement": "agreement with the dense teacher (%)"}
+    labels = {
+        "entropy": "mean entropy (nats)",
+        "confidence": "mean confidence",
+        "agreement": "agreement with the dense teacher (%)",
+    }
     for panel, (column, label) in zip(axes, labels.items(), strict=True):
         _lines(panel, table, "rate", column, "batchnorm")
         panel.set(xlabel="weights pruned (%)", ylabel=label)
@@ -149,13 +161,17 @@ def pruning_layers(table: pd.DataFrame) -> Figure:
 
 
 def teacher_mixture(table: pd.DataFrame) -> Figure:
-    figure, axes = _figure(table, "What the student is shown: dense, pruned and mixed teacher", columns=2, size=(9.5, 4.3))
+    figure, axes = _figure(
+        table, "What the student is shown: dense, pruned and mixed teacher", columns=2, size=(9.5, 4.3)
+    )
     labels = {"entropy": "mean entropy (nats)", "top1": "label of the (first) image named (%)"}
     views = list(dict.fromkeys(table["view"]))
     for panel, (column, label) in zip(axes, labels.items(), strict=True):
         for i, (name, rows) in enumerate(table.groupby("teacher", sort=False)):
             places = [views.index(view) + 0.2 * (i - 1) for view in rows["view"]]
-            panel.plot(places, rows[column], linestyle="", marker=MARKERS[i], color=COLOURS[i], label=name, markersize=7)
+            panel.plot(
+                places, rows[column], linestyle="", marker=MARKERS[i], color=COLOURS[i], label=name, markersize=7
+            )
         panel.set_xticks(range(len(views)), views, rotation=25)
         panel.set_ylabel(label)
     axes[0].legend(title="teacher")
@@ -164,7 +180,9 @@ def teacher_mixture(table: pd.DataFrame) -> Figure:
 
 def distances(table: pd.DataFrame) -> Figure:
     panels = list(table.groupby("perturbation", sort=False))
-    figure, axes = _figure(table, "KL divergence and correlation distance, on the teacher's own outputs", len(panels), (10, 4))
+    figure, axes = _figure(
+        table, "KL divergence and correlation distance, on the teacher's own outputs", len(panels), (10, 4)
+    )
     for panel, (name, rows) in zip(axes, panels, strict=True):
         _lines(panel, rows, "amount", "relative", "distance")
         panel.set(xlabel=name, ylabel="distance, as a share of its largest here")
@@ -195,7 +213,9 @@ def pruning_gain(table: pd.DataFrame) -> Figure:
     title = f"R2KD: what the pruned teacher adds ({_seeds(table)}, paired)"
     figure, (axes,) = _figure(table, title, size=(7, 3.6))
     places = np.arange(len(table))
-    axes.errorbar(places, table["mean"], yerr=table["half_width"].fillna(0), fmt="o", color=COLOURS[0], capsize=4, markersize=7)
+    axes.errorbar(
+        places, table["mean"], yerr=table["half_width"].fillna(0), fmt="o", color=COLOURS[0], capsize=4, markersize=7
+    )
     axes.axhline(0, color="0.3", linewidth=1)
     axes.set_xticks(places, table["augmentation"])
     axes.set(xlabel="augmented view", ylabel="with minus without (points);\n95 % interval over seeds")
@@ -203,7 +223,11 @@ def pruning_gain(table: pd.DataFrame) -> Figure:
 
 
 def best_epoch(table: pd.DataFrame) -> Figure:
-    figure, (axes,) = _figure(table, f"What choosing the best epoch on the test split adds ({_seeds(table)})", size=(7, 0.26 * len(table) + 1.8))
+    figure, (axes,) = _figure(
+        table,
+        f"What choosing the best epoch on the test split adds ({_seeds(table)})",
+        size=(7, 0.26 * len(table) + 1.8),
+    )
     _dots(axes, table, "mean", "best minus last epoch's test accuracy (points); bars: 95 % interval")
     axes.axvline(0, color="0.3", linewidth=1)
     return figure
@@ -220,7 +244,9 @@ def robustness(table: pd.DataFrame) -> Figure:
 
 
 def robustness_students(table: pd.DataFrame) -> Figure:
-    figure, (axes,) = _figure(table, f"Mean accuracy over all corruptions ({_seeds(table)})", size=(7, 0.26 * len(table) + 1.8))
+    figure, (axes,) = _figure(
+        table, f"Mean accuracy over all corruptions ({_seeds(table)})", size=(7, 0.26 * len(table) + 1.8)
+    )
     _dots(axes, table, "mean", "accuracy, mean over corruptions and severities (%); bars: 95 % interval")
     return figure
 
@@ -228,7 +254,9 @@ def robustness_students(table: pd.DataFrame) -> Figure:
 def reliability(table: pd.DataFrame) -> Figure:
     figure, (axes,) = _figure(table, f"Reliability of the students ({_seeds(table)}, pooled)", size=(6.2, 5.2))
     axes.plot([0, 1], [0, 1], color="0.5", linewidth=1)
-    named = table.assign(label=[f"{arm} (ECE {error:.1f} %)" for arm, error in zip(table["arm"], table["ece"], strict=True)])
+    named = table.assign(
+        label=[f"{arm} (ECE {error:.1f} %)" for arm, error in zip(table["arm"], table["ece"], strict=True)]
+    )
     _lines(axes, named, "confidence", "accuracy", "label")
     axes.set(xlabel="mean confidence of the bin", ylabel="accuracy of the bin", xlim=(0, 1), ylim=(0, 1))
     axes.legend(loc="upper left")

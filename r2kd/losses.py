@@ -7,7 +7,6 @@ Gradients flow to both arguments; a training step computes the teacher's logits 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from torch.nn.functional import cross_entropy
 
 __all__ = ["cross_entropy", "kd_loss", "rank_loss", "value_loss"]

@@ -18,6 +18,8 @@ def noise(images: Tensor, severity: float, generator: Generator) -> Tensor:
 
 def blur(images: Tensor, severity: float, generator: Generator) -> Tensor:
     """Gaussian blur; severity is its standard deviation as a percentage of the image's side."""
+    if severity == 0:
+        return images
     sigma = severity / 100 * images.shape[-1]
     kernel = 2 * min(int(3 * sigma + 1), images.shape[-1] // 2 - 1) + 1
     return functional.gaussian_blur(images, [kernel, kernel], [sigma, sigma])
@@ -35,9 +37,7 @@ SEVERITIES = {"noise": (0.2, 0.4, 0.8, 1.2), "blur": (3, 6, 9, 12), "contrast": 
 UNITS = {"noise": "standard deviation of the pixels", "blur": "% of the image's side", "contrast": "% of contrast lost"}
 
 
-def corrupted_logits(
-    model: nn.Module, images: ImageData, corruption: str, severity: float, seed: int = 0
-) -> Tensor:
+def corrupted_logits(model: nn.Module, images: ImageData, corruption: str, severity: float, seed: int = 0) -> Tensor:
     """Logits (N, C) for the corrupted test images, the same corruption for every model of a seed; severity 0 is none.
 
     Raises ValueError for an unknown corruption.

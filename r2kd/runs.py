@@ -84,10 +84,14 @@ class Run:
 
 
 def at(root: str | Path | None, name: str, identity: dict[str, Any]) -> Run:
-    """The run of a configuration: folder <root>/<name>-<hash of `identity`>. `root`: else $R2KD_RUNS, else runs/."""
-    root = Path(root or os.environ.get("R2KD_RUNS") or ROOT / "runs").expanduser()
+    """The run of a configuration: folder <root>/<name>-<hash of `identity`>."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return Run(root / f"{name}-{digest[:10]}")
+    return Run(root_folder(root) / f"{name}-{digest[:10]}")
+
+
+def root_folder(root: str | Path | None = None) -> Path:
+    """Where runs go: the argument, else $R2KD_RUNS, else runs/."""
+    return Path(root or os.environ.get("R2KD_RUNS") or ROOT / "runs").expanduser()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

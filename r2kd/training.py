@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from . import data, evaluation, losses, models, pruning, runs
 from .augmentation import AUGMENTATIONS
 from .data import ImageData
+from .progress import tqdm
 from .randomness import generator, seeded
 from .runs import Run
 
@@ -296,7 +296,12 @@ class Batch:
     """A batch's views and the teachers' logits for them, each computed once, when the first arm asks."""
 
     def __init__(
-        self, clean: Tensor, target: Tensor, images: ImageData, generators: dict[str, torch.Generator], teachers: "Teachers"
+        self,
+        clean: Tensor,
+        target: Tensor,
+        images: ImageData,
+        generators: dict[str, torch.Generator],
+        teachers: "Teachers",
     ) -> None:
         self.target = target
         self._views = {"clean": clean}
@@ -357,7 +362,7 @@ def _train(configs: list[Config], images: ImageData | None, progress: bool) -> l
         if len({getattr(config, name) for config in missing.values()}) > 1:
             raise ValueError(f"students trained together must agree in {name}")
     device = resolve_device(first.device)
-    images = dataclasses.replace(images, train=images.train.to(device), test=images.test.to(device))
+    images = images.to(device)
     teachers = _teachers(list(missing.values()), images, device, progress)
     arms = [_start(config, run, images, device) for run, config in missing.items()]
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
@@ -375,7 +380,12 @@ def _epochs(
     padding = images.image_size // 8
     left = config.epochs - min(arm.epoch for arm in arms)
     bar = tqdm(
-        total=left * len(images.train), unit="img", unit_scale=True, desc=_title(arms), leave=False, disable=not progress
+        total=left * len(images.train),
+        unit="img",
+        unit_scale=True,
+        desc=_title(arms),
+        leave=False,
+        disable=not progress,
     )
     failures = []
     for epoch in range(config.epochs - left, config.epochs):

@@ -6,7 +6,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from torch import nn
 
-from . import evaluation, pruning
+from . import evaluation, pruning, robustness
 from .augmentation import AUGMENTATIONS
 from .data import ImageData
 from .randomness import generator
@@ -20,7 +20,12 @@ def explore_augmentations(images: ImageData, teacher: nn.Module) -> ipywidgets.W
     def show(augmentation: str, draw: int) -> None:
         clean = images.normalize(images.train.images[: 2 * SHOWN])
         with torch.inference_mode():
-            context = {"mean": images.mean, "std": images.std, "policy": images.policy, "teacher_logits": teacher(clean)}
+            context = {
+                "mean": images.mean,
+                "std": images.std,
+                "policy": images.policy,
+                "teacher_logits": teacher(clean),
+            }
         view = AUGMENTATIONS[augmentation](clean, generator(draw, augmentation), **context)
         figure = Figure(figsize=(SHOWN, 2.3), layout="constrained")
         for row, (batch, title) in enumerate(((clean, "clean"), (view, augmentation))):
@@ -46,15 +51,24 @@ def explore_pruning(images: ImageData, teacher: nn.Module) -> ipywidgets.Widget:
         normalised = images.normalize(images.test.images[image : image + 1])
         other = pruning.prune_l1(teacher, pruned / 100)
         with torch.inference_mode():
-            probabilities = [(model(normalised)[0] / temperature).softmax(0) for model in (teacher, other)]
+            probabilities = [(model(normalised)[0] / temperature).softmax(0).cpu() for model in (teacher, other)]
         figure = Figure(figsize=(9, 2.6), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 3))
         left.imshow(_pixels(normalised[0], images))
         left.set_axis_off()
         left.set_title(images.classes[int(images.test.labels[image])], fontsize=9)
         top = probabilities[0].topk(min(10, images.num_classes)).indices.sort().values
-        for shift, (values, label, hatch) in enumerate(zip(probabilities, ("dense", f"pruned {pruned} %"), ("", "//"), strict=True)):
-            right.bar(torch.arange(len(top)) + 0.4 * shift - 0.2, values[top], width=0.4, label=label, hatch=hatch, edgecolor="0.2")
+        for shift, (values, label, hatch) in enumerate(
+            zip(probabilities, ("dense", f"pruned {pruned} %"), ("", "//"), strict=True)
+        ):
+            right.bar(
+                torch.arange(len(top)) + 0.4 * shift - 0.2,
+                values[top],
+                width=0.4,
+                label=label,
+                hatch=hatch,
+                edgecolor="0.2",
+            )
         right.set_xticks(range(len(top)), [images.classes[i] for i in top.tolist()], rotation=30)
         right.set(ylabel=f"probability at T = {temperature:g}", ylim=(0, 1))
         entropies = [float(evaluation.entropy(values.log()[None])) for values in probabilities]
@@ -70,6 +84,20 @@ def explore_pruning(images: ImageData, teacher: nn.Module) -> ipywidgets.Widget:
     )
 
 
+def show_corruptions(images: ImageData, index: int = 0) -> Figure:
+    """One test image under each corruption at each severity."""
+    image = images.normalize(images.test.images[index : index + 1])
+    columns = 1 + max(map(len, robustness.SEVERITIES.values()))
+    figure = Figure(figsize=(1.3 * columns, 1.5 * len(robustness.SEVERITIES)), layout="constrained")
+    axes = figure.subplots(len(robustness.SEVERITIES), columns)
+    for row, (name, severities) in zip(axes, robustness.SEVERITIES.items(), strict=True):
+        for panel, severity in zip(row, (0, *severities), strict=True):
+            panel.imshow(_pixels(robustness.CORRUPTIONS[name](image, severity, generator(0, name))[0], images))
+            panel.set_axis_off()
+            panel.set_title(f"{name} {severity:g}" if severity else "clean", fontsize=8)
+    return figure
+
+
 def _pixels(image: torch.Tensor, images: ImageData):
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (images.mean, images.std))
-    return (image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+    return (image.cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()

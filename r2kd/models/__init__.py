@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from . import mobilenet, resnet, resnet_imagenet, shufflenet, vgg, wrn
 
-_REGISTRY = (
-    resnet.MODELS | resnet_imagenet.MODELS | wrn.MODELS | vgg.MODELS | mobilenet.MODELS | shufflenet.MODELS
-)
+_REGISTRY = resnet.MODELS | resnet_imagenet.MODELS | wrn.MODELS | vgg.MODELS | mobilenet.MODELS | shufflenet.MODELS
 NAMES = tuple(_REGISTRY)
 
 

@@ -56,7 +56,5 @@ class WideResNet(nn.Module):
 
 
 MODELS = {
-    f"wrn_{depth}_{width}": (WideResNet, {"depth": depth, "width": width})
-    for depth in (16, 40)
-    for width in (1, 2)
+    f"wrn_{depth}_{width}": (WideResNet, {"depth": depth, "width": width}) for depth in (16, 40) for width in (1, 2)
 }

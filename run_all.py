@@ -1,0 +1,190 @@
+"""Run the notebooks in order under one profile: executed notebooks go under runs/, figures and their CSVs under figures/.
+
+Started again, it goes on from the runs that are finished."""
+
+import argparse
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from r2kd import ROOT, figures
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parent / "notebooks").glob("[0-9]*.ipynb"))
+
+EXAMPLES = """profiles:
+  smoke   does everything run: 1 epoch on 128 images; minutes
+  quick   the default: the handwritten digits, 3 seeds; under 5 minutes on 2 cores, no download
+  small   CIFAR-100, 10,000 images, 30 epochs, 3 seeds; hours on 2 cores
+  paper   six pairs, all augmentations, 240 epochs, 3 seeds; days on one GPU
+
+examples:
+  python run_all.py
+  python run_all.py --profile smoke --dataset cifar100 --data-root ~/data
+  python run_all.py --profile small --only 01,02
+  python run_all.py --profile paper --dataset tiny_imagenet --pair res56_res20 --device cuda
+  python run_all.py --dataset ~/my_images --image-size 64
+  python run_all.py --figures-only"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument("--profile", default="quick", choices=("smoke", "quick", "small", "paper"), help="[quick]")
+    top.add_argument("--dataset", help="digits, cifar100, tiny_imagenet, or a folder of images [the profile's own]")
+    top.add_argument("--pair", help="teacher and student, by name [the profile's: paper runs all six]")
+    top.add_argument("--only", metavar="01,03", help="only these notebooks")
+    top.add_argument("--figures-only", action="store_true", help="draw every figure again from its CSV, train nothing")
+    top.add_argument("--data-root", help="where data sets lie or are downloaded to [$R2KD_DATA, else data/]")
+    top.add_argument("--runs-root", help="where runs and executed notebooks go [$R2KD_RUNS, else runs/]")
+    top.add_argument("--figures-root", help="where figures go [figures/]")
+    top.add_argument("--device", default="auto", help="auto, cpu, cuda, ... [auto]")
+    top.add_argument("--image-size", type=int, help="side in pixels that the images of a folder are brought to")
+    top.add_argument("--teacher-checkpoint", help="weights of the teacher, in place of training it")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        if options.figures_only:
+            return draw_figures(Path(options.figures_root or ROOT / "figures"))
+        return run_notebooks(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the finished runs", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"run_all: {error}", file=sys.stderr)
+        return 1
+
+
+def draw_figures(root: Path) -> int:
+    drawn = figures.redraw_all(root)
+    for path in drawn:
+        print(path)
+    if not drawn:
+        print(f"run_all: no table of a figure under {root}", file=sys.stderr)
+    return 0 if drawn else 1
+
+
+def run_notebooks(options: argparse.Namespace) -> int:
+    from r2kd import data, experiments, runs  # they import torch, which --help and --figures-only do without
+
+    names = ("device", "data_root", "runs_root", "figures_root", "image_size", "teacher_checkpoint")
+    where = {name: getattr(options, name) for name in names}
+    for name in ("data_root", "runs_root", "figures_root", "teacher_checkpoint"):  # notebooks run in their own folder
+        where[name] = where[name] and str(Path(where[name]).expanduser().resolve())
+    dataset = options.dataset
+    if dataset is not None and Path(dataset).expanduser().is_dir() and dataset not in data.NAMES:
+        dataset = str(Path(dataset).expanduser().resolve())
+    pairs = [options.pair] if options.pair else experiments.PROFILES[options.profile].pairs
+    studies = [experiments.study(options.profile, dataset, pair, **where) for pair in pairs]
+    notebooks = choose(options.only)
+    started = time.perf_counter()
+    for study in studies:
+        executed = runs.root_folder(study.runs_root) / "notebooks" / study.figures.parent.name / study.figures.name
+        executed.mkdir(parents=True, exist_ok=True)
+        parameters = {"profile": study.profile, "dataset": study.dataset, "pair": study.pair} | where
+        for i, notebook in enumerate(notebooks, 1):
+            print(
+                f"{study.profile}, {study.dataset}, {study.pair}: notebook {i} of {len(notebooks)}, {notebook.stem}",
+                flush=True,
+            )
+            if not execute(notebook, executed / notebook.name, parameters):
+                return 1
+        summarise(study.figures, executed)
+    print(f"finished in {time.perf_counter() - started:.0f} s")
+    return 0
+
+
+def choose(only: str | None) -> list[Path]:
+    """The notebooks whose names begin with the numbers of `only`, "01,03". Raises ValueError where there is none."""
+    if only is None:
+        return NOTEBOOKS
+    chosen = []
+    for number in only.split(","):
+        found = [path for path in NOTEBOOKS if path.name.startswith(f"{number.strip():0>2}_")]
+        if not found:
+            raise ValueError(f"no notebook {number.strip()!r}; there are {', '.join(path.stem for path in NOTEBOOKS)}")
+        chosen += found
+    return sorted(set(chosen))
+
+
+def execute(notebook: Path, output: Path, parameters: dict) -> bool:
+    """Run one notebook; False where a cell failed, which is then shown. The output is kept either way."""
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    os.environ["R2KD_PROGRESS"] = "text"
+    os.environ.setdefault("TQDM_NCOLS", "110")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "15")  # a log needs no ten lines a second
+    started = time.perf_counter()
+    try:
+        papermill.execute_notebook(
+            notebook,
+            output,
+            parameters,
+            cwd=notebook.parent,
+            progress_bar=False,
+            stderr_file=sys.stderr,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # newer kernels warn of their own transport
+        )
+    except PapermillExecutionError as error:
+        print(f"\nrun_all: {notebook.stem}, cell {error.exec_count}:\n\n{error.source.strip()}\n", file=sys.stderr)
+        print(f"{error.ename}: {error.evalue}\n\nThe notebook up to there: {output}", file=sys.stderr)
+        return False
+    except DeadKernelError as error:
+        print(f"\nrun_all: {notebook.stem}: {error} (out of memory?)\n\nUp to there: {output}", file=sys.stderr)
+        return False
+    finally:
+        if output.exists():
+            tidied = nbformat.read(output, as_version=4)
+            tidy(tidied)
+            nbformat.write(tidied, output)
+    print(f"  {time.perf_counter() - started:.0f} s, {output}", flush=True)
+    return True
+
+
+def tidy(notebook) -> None:
+    """Leave of each progress bar what a terminal would show at the end: nothing, or its last line."""
+    for cell in notebook.cells:
+        kept = []
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream" and "\r" in output.text:
+                lines = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "\n", output.text).split("\n")
+                shown = [line.rsplit("\r", 1)[-1].rstrip() for line in lines]
+                output.text = "".join(f"{line}\n" for line in shown if line)
+            if output.output_type != "stream" or output.text:
+                kept.append(output)
+        if cell.cell_type == "code":
+            cell.outputs = kept
+
+
+def summarise(folder: Path, executed: Path) -> None:
+    """Print the table of the students, and where everything is."""
+    drawn = sorted(folder.glob("*.png"))
+    if (folder / "students.csv").exists():
+        table = pd.read_csv(folder / "students.csv")
+        seeds = table["n"].iloc[0]
+        summary = pd.DataFrame(
+            {
+                "student": table["arm"],
+                "last epoch's test accuracy (%)": table["mean"].map("{:.2f}".format),
+                "± 95 % interval": table["half_width"].map("{:.2f}".format),
+                "seeds": table["n"],
+            }
+        )
+        print(f"\n{table['caption'].iloc[0]}; teacher {table['teacher_top1'].iloc[0]:.2f} %; {seeds} seeds\n")
+        print(summary.to_string(index=False), end="\n\n")
+    print(f"{len(drawn)} figures, each with its CSV: {folder}\nexecuted notebooks: {executed}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
