@@ -112,7 +112,7 @@ def evaluate(options: argparse.Namespace) -> dict:
     if classes != images.num_classes:
         raise ValueError(f"{options.checkpoint} has {classes} classes, {images.name} has {images.num_classes}")
     device = training.resolve_device(options.device)
-    model = models.load_checkpoint(models.create(options.model, classes), options.checkpoint).eval().to(device)
+    model = models.from_checkpoint(options.model, classes, options.checkpoint).to(device)
     test = images.test.to(device)
     result = evaluation.summary(evaluation.predict(model, test, images), test.labels)
     return {"top1": round(result["top1"], 2), "top5": round(result["top5"], 2), "n": result["n"]}

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from .data import ImageData, Split
 from .progress import tqdm
@@ -69,6 +68,8 @@ def agreement(logits: Tensor, other_logits: Tensor) -> float:
 
 def calibration_error(logits: Tensor, labels: Tensor) -> float:
     """Expected calibration error in percent, 15 equal bins of confidence. Naeini et al., AAAI 2015; Guo et al., ICML 2017."""
+    from torchmetrics.functional.classification import multiclass_calibration_error  # a second to import
+
     return 100 * float(multiclass_calibration_error(logits.softmax(1), labels, logits.shape[1], n_bins=BINS))
 
 

@@ -172,8 +172,7 @@ def learning_rate(model: str) -> float:
 def run_teacher(study: Study, images: ImageData) -> nn.Module:
     """The study's teacher in eval mode, on its device: trained, returned as it was, or loaded from a checkpoint."""
     if study.teacher_checkpoint:
-        teacher = models.create(study.teacher.model, images.num_classes)
-        teacher = models.load_checkpoint(teacher, study.teacher_checkpoint).eval()
+        teacher = models.from_checkpoint(study.teacher.model, images.num_classes, study.teacher_checkpoint)
     else:
         teacher = training.load_model(training.train_teacher(study.teacher, images), images.num_classes)
     return teacher.to(images.test.images.device, memory_format=torch.channels_last)

@@ -14,6 +14,7 @@ import seaborn as sns
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = sns.color_palette("colorblind").as_hex()
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
@@ -185,7 +186,7 @@ def distances(table: pd.DataFrame) -> Figure:
     )
     for panel, (name, rows) in zip(axes, panels, strict=True):
         _lines(panel, rows, "amount", "relative", "distance")
-        panel.set(xlabel=name, ylabel="distance, as a share of its largest here")
+        panel.set(xlabel=name, ylabel="distance, as a share of its largest")
     axes[0].legend()
     return figure
 
@@ -194,6 +195,7 @@ def training_curves(table: pd.DataFrame) -> Figure:
     figure, (axes,) = _figure(table, f"Test accuracy over training ({_seeds(table)})", size=(7, 4.6))
     _lines(axes, table, "epoch", "mean", "arm", band="half_width", markers=False)
     axes.set(xlabel="epoch", ylabel="test accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     low = table.loc[table["epoch"] > table["epoch"].max() / 4, "mean"].min()
     axes.set_ylim(max(0, low - 5), min(100, table["mean"].max() + 3))
     axes.legend()

@@ -154,7 +154,7 @@ def milestones(config: Config) -> tuple[int, ...]:
 
 def load_model(run: Run, num_classes: int, which: str = "last") -> nn.Module:
     """A finished run's model in eval mode, with the weights of the "last" or the "best" epoch."""
-    return models.load_checkpoint(models.create(run.config["model"], num_classes), run.weights(which)).eval()
+    return models.from_checkpoint(run.config["model"], num_classes, run.weights(which))
 
 
 def student_loss(
@@ -388,6 +388,9 @@ def _epochs(
         disable=not progress,
     )
     failures = []
+    for arm in arms:
+        if arm.epoch == config.epochs:  # cut off between its last epoch and its result
+            arm.finish()
     for epoch in range(config.epochs - left, config.epochs):
         active = [arm for arm in arms if arm.epoch == epoch]
         for arm in active:
@@ -446,11 +449,11 @@ def _teachers(configs: list[Config], images: ImageData, device: torch.device, pr
         raise ValueError("students trained together must have one teacher")
     teacher, checkpoint = named.pop()
     if checkpoint:
-        dense = models.load_checkpoint(models.create(teacher.model, images.num_classes), checkpoint)
+        dense = models.from_checkpoint(teacher.model, images.num_classes, checkpoint)
     else:
         dense = load_model(train_teacher(teacher, images, progress), images.num_classes)
     dense.requires_grad_(False)
-    return Teachers(dense.eval().to(device, memory_format=torch.channels_last))
+    return Teachers(dense.to(device, memory_format=torch.channels_last))
 
 
 def _as_dict(config: Config) -> dict:

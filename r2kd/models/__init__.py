@@ -74,3 +74,13 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
         raise ValueError(f"{path} is another model's checkpoint: {len(wrong)} entries differ, among them {names}")
     model.load_state_dict(state)
     return model
+
+
+def from_checkpoint(name: str, num_classes: int, path: str | Path) -> nn.Module:
+    """A model of the registry in eval mode with the weights of a checkpoint; the global generator stays where it is.
+
+    Raises as `create` and `load_checkpoint` do.
+    """
+    with torch.random.fork_rng(devices=[]):  # the weights that it is born with are drawn and thrown away
+        model = create(name, num_classes)
+    return load_checkpoint(model, path).eval()

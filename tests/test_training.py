@@ -1,0 +1,312 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import fill
+
+from r2kd import models, pruning, runs, training
+from r2kd.training import DistillConfig, TeacherConfig
+
+SMALL = {"dataset": "digits", "image_size": 16, "train_images": 100, "test_images": 100, "epochs": 2, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return training.open_data(TeacherConfig(model="resnet8", **SMALL))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, images):
+    config = TeacherConfig(model="resnet8", **SMALL, runs_root=str(tmp_path_factory.mktemp("teacher")))
+    training.train_teacher(config, images, progress=False)
+    return config
+
+
+def student(taught_by, root, **changes) -> DistillConfig:
+    return DistillConfig(**({"model": "resnet8", "teacher": taught_by, "runs_root": str(root)} | SMALL | changes))
+
+
+def weights(run, which="last"):
+    return models.read_checkpoint(run.weights(which))
+
+
+def same_weights(run, other) -> bool:
+    return all(
+        torch.equal(value, weights(other, which)[name])
+        for which in ("last", "best")
+        for name, value in weights(run, which).items()
+    )
+
+
+@pytest.mark.parametrize("mode", ["batch", "running"])
+def test_three_updates_are_the_released_ones(mode, golden):
+    step = np.load(golden / "step.npz")
+    config = student(_teacher("resnet32"), ".", model="resnet20", augmentation="cutmix")
+    pupil = fill(models.create("resnet20", 100)).train()
+    dense = fill(models.create("resnet32", 100)).eval()
+    pruned = pruning.prune_l1(dense, 0.1)
+    for name in ("conv1.weight", "layer1.0.conv1.weight"):
+        np.testing.assert_array_equal(pruned.state_dict()[name].numpy(), step[f"pruned/{name}"])
+    table = pruning.sparsity_table(pruned)
+    assert sum(row["weights"] - row["zeros"] for row in table) == step["pruned/nonzero"]
+    mixed = pruning.MixedTeacher(dense, pruned, config.dense_weight, mode)
+    optimizer = torch.optim.SGD(pupil.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    views = {"clean": torch.tensor(step["image"]), "cutmix": torch.tensor(step["augmented_image"])}
+    for k in range(3):
+        logits = {view: pupil(batch) for view, batch in views.items()}
+        taught = {view: mixed(batch) for view, batch in views.items()}
+        ce, distance = training.student_loss(config, logits, taught, torch.tensor(step["target"]))
+        assert ce.item() == pytest.approx(float(step[f"{mode}/loss_ce/{k}"]), rel=1e-3)
+        assert distance.item() == pytest.approx(float(step[f"{mode}/loss_kd/{k}"]), rel=1e-3)
+        optimizer.zero_grad()
+        (ce + distance).backward()
+        if k == 0:
+            np.testing.assert_allclose(
+                logits["clean"].detach().numpy(), step[f"{mode}/student_logits"], rtol=1e-4, atol=1e-3
+            )
+            assert_close(pupil.fc.weight.grad, step[f"{mode}/grad/fc.weight"])
+            # one ReLU of the released float32 run, 1.7e-7 standard deviations from 0, is on the other side in float64
+            assert_close(pupil.conv1.weight.grad, step[f"{mode}/grad/conv1.weight"], tolerance=3e-3)
+        optimizer.step()
+    assert_close(pupil.fc.bias.detach(), step[f"{mode}/after3/fc.bias"])
+
+
+def assert_close(values: torch.Tensor, expected: np.ndarray, tolerance: float = 1e-3) -> None:
+    assert np.linalg.norm(values.numpy() - expected) <= tolerance * np.linalg.norm(expected)
+
+
+def _teacher(model: str) -> TeacherConfig:
+    return TeacherConfig(model=model, **SMALL)
+
+
+def test_a_run_keeps_its_configuration_environment_table_and_weights(teacher, images):
+    run = training.train_teacher(teacher, images, progress=False)
+    assert run.finished and not (run.folder / "state.pt").exists()
+    assert run.config["model"] == "resnet8" and run.config["milestones"] == [1, 2, 2]
+    assert {"torch", "python", "platform", "commit", "threads"} <= set(
+        json.loads((run.folder / "environment.json").read_text())
+    )
+    assert list(run.metrics["epoch"]) == [1, 2] and list(pd.read_csv(run.folder / "timing.csv")["epoch"]) == [1, 2]
+    assert run.result["last_top1"] == run.metrics["test_top1"].iloc[-1]
+    assert run.result["best_top1"] == run.metrics["test_top1"].max()
+    best = run.metrics.set_index("epoch")["test_top1"]
+    assert best[run.result["best_epoch"]] == best.max()
+
+
+def test_the_learning_rate_falls_at_the_released_milestones():
+    assert training.milestones(TeacherConfig(model="resnet8")) == (150, 180, 210)
+    assert training.milestones(TeacherConfig(model="resnet8", epochs=16)) == (10, 12, 14)
+    assert training.milestones(TeacherConfig(model="resnet8", milestones=(3,))) == (3,)
+
+
+def test_a_finished_run_is_returned_at_once(teacher, images, monkeypatch):
+    monkeypatch.setattr(training, "_epochs", lambda *_: pytest.fail("trained again"))
+    assert training.train_teacher(teacher, images, progress=False).finished
+
+
+def test_equal_seeds_give_equal_tables_and_weights_another_seed_others(teacher, images, tmp_path):
+    first, again, other = (
+        training.distill(student(teacher, tmp_path / name, seed=seed, augmentation="cutmix"), images, progress=False)
+        for name, seed in (("first", 0), ("again", 0), ("other", 1))
+    )
+    assert (first.folder / "metrics.csv").read_bytes() == (again.folder / "metrics.csv").read_bytes()
+    assert same_weights(first, again)
+    assert not first.metrics.equals(other.metrics) and not same_weights(first, other)
+
+
+def test_the_global_generator_neither_matters_nor_moves(teacher, images, tmp_path):
+    torch.manual_seed(1)
+    first = training.distill(student(teacher, tmp_path / "a", augmentation="autoaug"), images, progress=False)
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    again = training.distill(student(teacher, tmp_path / "b", augmentation="autoaug"), images, progress=False)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert same_weights(first, again)
+
+
+def test_a_student_trained_beside_others_is_the_one_trained_alone(teacher, images, tmp_path):
+    changes = [
+        {"method": "ce", "teacher": None},
+        {"method": "kd", "pruning_rate": 0.0, "augmentation": "mixup"},
+        {"augmentation": "cutmixpick"},
+        {"augmentation": "cutout", "pruning_rate": 0.0},
+        {"pruned_batchnorm": "running", "augmentation": "cutmixpick"},
+    ]
+    together = training.distill_all([student(teacher, tmp_path / "all", **c) for c in changes], images, progress=False)
+    for change, run in zip(changes, together, strict=True):
+        alone = training.distill(student(teacher, tmp_path / "alone", **change), images, progress=False)
+        assert alone.folder.name == run.folder.name
+        assert same_weights(alone, run)
+        assert (alone.folder / "metrics.csv").read_bytes() == (run.folder / "metrics.csv").read_bytes()
+
+
+def test_students_of_other_seeds_or_teachers_do_not_train_together(teacher, images, tmp_path):
+    mine = student(teacher, tmp_path)
+    with pytest.raises(ValueError, match="agree in seed"):
+        training.distill_all([mine, dataclasses.replace(mine, seed=5)], images, progress=False)
+    other = dataclasses.replace(mine, teacher=dataclasses.replace(teacher, seed=9), augmentation="mixup")
+    with pytest.raises(ValueError, match="one teacher"):
+        training.distill_all([mine, other], images, progress=False)
+
+
+def test_the_address_follows_from_what_the_numbers_depend_on(teacher, images, tmp_path):
+    mine = student(teacher, tmp_path)
+    address = training.find_run(mine, images).folder
+    assert training.find_run(dataclasses.replace(mine, device="auto", data_root="elsewhere"), images).folder == address
+    moved = dataclasses.replace(mine, teacher=dataclasses.replace(teacher, runs_root="elsewhere"))
+    assert training.find_run(moved, images).folder == address
+    for change in ({"seed": 3}, {"temperature": 2.0}, {"epochs": 9}, {"teacher": dataclasses.replace(teacher, seed=1)}):
+        assert training.find_run(dataclasses.replace(mine, **change), images).folder != address
+    other_images = dataclasses.replace(images, fingerprint="other files")
+    assert training.find_run(mine, other_images).folder != address
+
+
+def test_a_teacher_can_come_from_a_checkpoint(teacher, images, tmp_path):
+    trained = training.train_teacher(teacher, images, progress=False)
+    named = student(teacher, tmp_path / "named", teacher_checkpoint=str(trained.weights("last")))
+    assert same_weights(
+        training.distill(named, images, progress=False),
+        training.distill(student(teacher, tmp_path / "trained"), images, progress=False),
+    )
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        training.distill(student(teacher, tmp_path, teacher_checkpoint="nowhere"), images, progress=False)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_before(images, tmp_path):
+    config = TeacherConfig(model="resnet8", **SMALL, learning_rate=1e30, runs_root=str(tmp_path))
+    with pytest.raises(FloatingPointError, match="smaller learning rate than 1e"):
+        training.train_teacher(config, images, progress=False)
+    run = training.find_run(config, images)
+    assert not run.finished and not (run.folder / "state.pt").exists()
+
+
+def test_a_student_that_diverges_does_not_take_the_others_down(teacher, images, tmp_path):
+    good, bad = student(teacher, tmp_path), student(teacher, tmp_path, learning_rate=1e30, augmentation="cutout")
+    with pytest.raises(FloatingPointError, match="r2kd-cutout"):
+        training.distill_all([bad, good], images, progress=False)
+    assert training.find_run(good, images).finished
+    alone = training.distill(student(teacher, tmp_path / "alone"), images, progress=False)
+    assert same_weights(training.find_run(good, images), alone)
+
+
+TRAIN = """
+import sys, torch
+from r2kd import training
+from r2kd.training import DistillConfig, TeacherConfig
+torch.set_num_threads(2)
+common = dict(dataset="digits", image_size=16, train_images=300, test_images=100, epochs=8, runs_root=sys.argv[1])
+teacher = TeacherConfig(model="resnet8", **common | {"epochs": 1})
+print(training.distill(DistillConfig(model="resnet8", teacher=teacher, augmentation="cutmix", **common)).folder)
+"""
+
+
+def test_a_training_killed_within_an_epoch_ends_as_one_never_stopped(tmp_path):
+    def start(name):
+        return subprocess.Popen(
+            [sys.executable, "-c", TRAIN, str(tmp_path / name)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    whole = start("whole")
+    folder = whole.communicate(timeout=120)[0].decode().strip()
+    cut = start("cut")
+    deadline = time.monotonic() + 120
+    state = tmp_path / "cut" / os.path.basename(folder) / "metrics.csv"
+    while not state.exists() or len(state.read_text().splitlines()) < 4:  # three whole epochs, then some of the fourth
+        assert cut.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(0.05)
+    cut.send_signal(signal.SIGKILL)
+    cut.wait()
+    assert not (state.parent / "result.json").exists()
+    resumed = start("cut")
+    assert resumed.communicate(timeout=120)[0].decode().strip() == str(state.parent)
+    uninterrupted = runs.Run(tmp_path / "whole" / os.path.basename(folder))
+    assert (uninterrupted.folder / "metrics.csv").read_bytes() == state.read_bytes()
+    for which in ("last", "best"):
+        assert uninterrupted.weights(which).read_bytes() == runs.Run(state.parent).weights(which).read_bytes()
+
+
+def test_an_arm_cut_off_earlier_than_the_others_catches_up(teacher, images, tmp_path, monkeypatch):
+    configs = [student(teacher, tmp_path / "both", augmentation=name) for name in ("mixup", "cutout")]
+    saved = runs.Run.save_epoch
+
+    def interrupted(run, state):
+        if state["epoch"] == 2 and "cutout" in run.folder.name:
+            raise KeyboardInterrupt
+        saved(run, state)
+
+    monkeypatch.setattr(runs.Run, "save_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.distill_all(configs, images, progress=False)
+    monkeypatch.undo()
+    for config, run in zip(configs, training.distill_all(configs, images, progress=False), strict=True):
+        alone = dataclasses.replace(config, runs_root=str(tmp_path / "alone"))
+        assert same_weights(run, training.distill(alone, images, progress=False))
+
+
+def test_a_full_disk_is_said_and_loses_nothing(images, tmp_path, monkeypatch):
+    config = TeacherConfig(model="resnet8", **SMALL, runs_root=str(tmp_path))
+    written = runs.Path.write_bytes
+
+    def full(path, content):
+        if "state.pt" in path.name and full.calls == 1:
+            written(path, content[:100])
+            raise OSError(28, "No space left on device")
+        full.calls += "state.pt" in path.name
+        return written(path, content)
+
+    full.calls = 0
+    monkeypatch.setattr(runs.Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device; what was written before is kept.*state\.pt"):
+        training.train_teacher(config, images, progress=False)
+    run = training.find_run(config, images)
+    assert run.load_epoch()["epoch"] == 1 and not list(run.folder.glob(".*"))
+
+
+def test_an_unreadable_state_names_the_folder_to_delete(images, tmp_path):
+    config = TeacherConfig(model="resnet8", **SMALL, runs_root=str(tmp_path))
+    run = training.find_run(config, images)
+    run.folder.mkdir(parents=True)
+    (run.folder / "state.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match=f"delete {run.folder}"):
+        training.train_teacher(config, images, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"model": "resnet9"}, "unknown model"),
+        ({"epochs": 0}, "epochs must be above 0"),
+        ({"batch_size": 1}, "batch_size must be at least 2"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
+        ({"method": "dream"}, "unknown method"),
+        ({"augmentation": "rotate"}, "unknown augmentation"),
+        ({"pruning_rate": 1.0}, "pruning_rate is a share"),
+        ({"pruned_batchnorm": "off"}, "pruned_batchnorm is one of"),
+        ({"method": "ce"}, "has no teacher"),
+        ({"teacher": None}, "needs a teacher"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        student(_teacher("resnet8"), ".", **wrong)
+
+
+def test_a_device_that_is_not_here_is_named():
+    with pytest.raises(ValueError, match="'cuda:99' is not to be had here"):
+        training.resolve_device("cuda:99")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("augmentation", ["none", "mixup", "cutmix", "cutout", "autoaug", "cutmixpick"])
+def test_a_student_trains_on_cuda(teacher, tmp_path, augmentation):
+    config = student(dataclasses.replace(teacher, device="cuda"), tmp_path, device="cuda", augmentation=augmentation)
+    assert training.distill(config, progress=False).finished
