@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -284,6 +285,8 @@ def _official(folder: Path, name: str, image_size: int | None, splits: tuple[str
     if not annotations.exists():
         raise FileNotFoundError(f"{annotations} is missing: Tiny ImageNet's validation labels stand in it")
     lines = [line.split("\t") for line in annotations.read_text().splitlines() if line.strip()]
+    if not lines or min(map(len, lines)) < 2:
+        raise ValueError(f"{annotations} needs lines of an image's name, a tab and its class")
     samples["test"] = [(str(folder / "val" / "images" / line[0]), line[1]) for line in lines]
     return _decode(folder, name, tuple(classes), samples, image_size, splits)
 
@@ -379,7 +382,8 @@ def _cached_images(
             np.save(file, images.numpy())
         unfinished.replace(cache)
     except OSError as error:  # a read-only folder or a full disk costs time at the next start, nothing else
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # what cannot be written to may not let go of a file either
+            unfinished.unlink()
         print(f"the decoded images are not kept for the next start: {error}", file=sys.stderr)
     return images
 
@@ -423,5 +427,5 @@ def _decode_image(path: str) -> Image.Image:
     try:
         with Image.open(path) as file:
             return file.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"broken image {path}: {error}") from None

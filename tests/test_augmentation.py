@@ -58,7 +58,7 @@ def test_cutmix_takes_one_box_from_other_images(digits):
     images, view = views("cutmix", digits, seed=1)
     changed = (view != images).any(dim=0).any(dim=0)
     rows, columns = changed.any(dim=1).nonzero(), changed.any(dim=0).nonzero()
-    assert 0 < len(rows) and rows.max() - rows.min() <= 31 and columns.max() - columns.min() <= 31
+    assert len(rows) > 0 and rows.max() - rows.min() <= 31 and columns.max() - columns.min() <= 31
     outside = ~changed
     assert torch.equal(view[..., outside], images[..., outside])
     top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1

@@ -1,0 +1,87 @@
+"""What a study costs on this machine: python -m benchmarks.cost
+
+Times a few steps of every arm of a profile's study on real images (the digits, scaled to the data set's size) and
+multiplies by the profile's steps. Prints a table and writes benchmarks/cost.csv; training and testing during it, no more.
+"""
+
+import dataclasses
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from r2kd import data, evaluation, experiments, runs, training
+from r2kd.data import ImageData
+from r2kd.progress import tqdm
+
+STEPS = 4
+# profile, pair, data set, its pixels, training and test images
+CASES = (
+    ("quick", "res20_res8", "digits", 16, 1000, 797),
+    ("small", "res20_res8", "cifar100", 32, 50_000, 10_000),
+    ("paper", "res56_res20", "cifar100", 32, 50_000, 10_000),
+    ("paper", "wrn402_wrn162", "tiny_imagenet", 64, 100_000, 10_000),
+)
+
+
+def seconds_per_step(study: experiments.Study, images: ImageData) -> tuple[float, float]:
+    """(teacher, all students together): seconds of a step of 64 images in training, its bookkeeping left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        few = {"dataset": "digits", "train_images": 64 * STEPS, "test_images": 64, "epochs": 1, "image_size": None}
+        teacher = dataclasses.replace(study.teacher, **few, runs_root=folder)
+        students = [
+            dataclasses.replace(student, **few, runs_root=folder, teacher=student.teacher and teacher)
+            for student in study.students(0)
+        ]
+        alone = training.train_teacher(teacher, images, progress=False)
+        together = training.distill_all(students, images, progress=False)
+        return tuple(pd.read_csv(run.folder / "timing.csv")["seconds"].sum() / STEPS for run in (alone, together[0]))
+
+
+def seconds_per_test(model: str, images: ImageData) -> float:
+    """Seconds to test a model on one image."""
+    network = training.models.create(model, images.num_classes).to(images.test.images.device).eval()
+    evaluation.predict(network, images.test, images)
+    started = time.perf_counter()
+    evaluation.predict(network, images.test, images)
+    return (time.perf_counter() - started) / len(images.test)
+
+
+def main() -> None:
+    rows = []
+    for profile, pair, dataset, pixels, train_images, test_images in tqdm(CASES, desc="studies"):
+        study = experiments.study(profile, dataset, pair)
+        images = data.load("digits", image_size=pixels).subset(64 * STEPS, 256).to(training.resolve_device("auto"))
+        teacher_step, students_step = seconds_per_step(study, images)
+        teacher_test, student_test = (seconds_per_test(name, images) for name in experiments.pair_models(pair))
+        epochs = study.teacher.epochs
+        steps = epochs * (min(study.teacher.train_images or train_images, train_images) / 64)
+        tests = epochs * test_images
+        arms = len(study.students(0))
+        teacher = steps * teacher_step + tests * teacher_test
+        students = len(study.seeds) * (steps * students_step + arms * tests * student_test)
+        rows.append(
+            {
+                "profile": profile,
+                "dataset": dataset,
+                "pair": pair,
+                "students": arms * len(study.seeds),
+                "teacher_step_s": round(teacher_step, 3),
+                "students_step_s": round(students_step, 3),
+                "teacher_hours": round(teacher / 3600, 2),
+                "students_hours": round(students / 3600, 2),
+            }
+        )
+    table = pd.DataFrame(rows)
+    machine = runs.environment()
+    device = machine["gpu"] if torch.cuda.is_available() else f"{machine['processor']}, {machine['threads']} threads"
+    table["machine"] = f"{device}, torch {machine['torch']}"
+    table.to_csv(Path(__file__).with_name("cost.csv"), index=False, lineterminator="\n")
+    print(table.to_string(index=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,745 @@
+import hashlib
+import io
+import os
+import pickle
+import re
+import socket
+import tarfile
+import zipfile
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torchvision.datasets import CIFAR100
+
+from r2kd import data
+from r2kd.randomness import generator
+
+PIXELS, DIGITS = load_digits(return_X_y=True)
+CLASSES = {"zero": 0, "one": 1, "two": 2}
+WNIDS = {"n00000003": 3, "n00000001": 1, "n00000002": 2}
+TRAINED = ("n00000001", "n00000003")
+
+
+def picture(index, size=(16, 16)):
+    return Image.fromarray((PIXELS[index].reshape(8, 8) * 15.9375).astype(np.uint8)).resize(size).convert("RGB")
+
+
+def save(path, index, size=(16, 16)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(index, size).save(path)
+    return path
+
+
+def read(*paths):
+    return torch.stack([torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1) for path in paths])
+
+
+def image_folder(folder, held_out="test", size=(16, 16)):
+    """Three training and two held-out images of each class."""
+    for name, digit in CLASSES.items():
+        for turn, index in enumerate(np.flatnonzero(digit == DIGITS)[:5]):
+            save(folder / ("train" if turn < 3 else held_out) / name / f"{turn}.png", index, size)
+    return folder
+
+
+def official_folder(folder):
+    """Tiny ImageNet's layout: two validation images of each of three classes, three training images of two of them."""
+    for wnid in TRAINED:
+        for turn, index in enumerate(np.flatnonzero(WNIDS[wnid] == DIGITS)[:3]):
+            save(folder / "train" / wnid / "images" / f"{wnid}_{turn}.JPEG", index)
+        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t15\t15\n")
+    rows = []
+    for turn in range(2):
+        for wnid, digit in WNIDS.items():
+            save(folder / "val" / "images" / f"val_{len(rows)}.JPEG", np.flatnonzero(digit == DIGITS)[3 + turn])
+            rows.append(f"val_{len(rows)}.JPEG\t{wnid}\t0\t0\t15\t15\n")
+    (folder / "val" / "val_annotations.txt").write_text("".join(rows))
+    (folder / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in WNIDS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return image_folder(tmp_path / "numbers")
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return official_folder(tmp_path / "tiny-imagenet-200")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The paths that were decoded, in a list that a test may clear."""
+    paths, decode = [], data._decode_images
+
+    def decode_and_tell(some, size, resize):
+        paths.extend(some)
+        return decode(some, size, resize)
+
+    monkeypatch.setattr(data, "_decode_images", decode_and_tell)
+    return paths
+
+
+@pytest.fixture
+def untouched_global_generator():
+    before = torch.random.get_rng_state()
+    yield
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def same(split, other):
+    return torch.equal(split.images, other.images) and torch.equal(split.labels, other.labels)
+
+
+def variants(image, padding, flip):
+    height, width = image.shape[1:]
+    padded = torch.nn.functional.pad(image, (padding,) * 4)
+    starts = [(top, left) for top in range(2 * padding + 1) for left in range(2 * padding + 1)]
+    crops = torch.stack([padded[:, top : top + height, left : left + width] for top, left in starts])
+    return torch.cat([crops, crops.flip(-1)]) if flip else crops
+
+
+def test_the_digits_are_1000_to_train_on_and_797_to_test(digits):
+    assert digits.train.images.shape == (1000, 3, 16, 16) and digits.test.images.shape == (797, 3, 16, 16)
+    assert digits.train.images.dtype == torch.uint8 and digits.train.labels.dtype == torch.int64
+    assert len(digits.train) == 1000 and len(digits.test) == 797
+    assert digits.classes == tuple("0123456789") and digits.num_classes == 10 and digits.image_size == 16
+    assert not digits.flip
+
+
+def test_the_digits_are_split_alike_in_every_class(digits):
+    counts = torch.bincount(torch.from_numpy(DIGITS))
+    assert (torch.bincount(digits.train.labels) - counts * 1000 / 1797).abs().max() < 1
+    assert torch.equal(torch.bincount(digits.train.labels) + torch.bincount(digits.test.labels), counts)
+
+
+def test_no_digit_is_lost_and_none_is_in_both_splits():
+    small = data.load("digits", image_size=8)
+    pixels = torch.cat([small.train.images, small.test.images])[:, 0].flatten(1)
+    labels = torch.cat([small.train.labels, small.test.labels])
+    expected = np.column_stack([np.rint(PIXELS * 255 / 16), DIGITS]).astype(int)
+    assert sorted(torch.column_stack([pixels, labels]).tolist()) == sorted(expected.tolist())
+
+
+def test_the_digits_are_the_same_at_every_load(digits):
+    again = data.load("digits")
+    assert same(digits.train, again.train) and same(digits.test, again.test)
+    assert digits.fingerprint == again.fingerprint
+
+
+def test_the_digits_statistics_are_those_of_the_training_images(digits):
+    pixels = digits.train.images / 255
+    assert digits.mean == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist(), abs=5e-5)
+    assert digits.std == pytest.approx(pixels.std(dim=(0, 2, 3)).tolist(), abs=5e-5)
+
+
+def test_the_digits_come_in_the_size_asked_for(digits):
+    large = data.load("digits", image_size=32)
+    assert large.train.images.shape == (1000, 3, 32, 32) and large.image_size == 32
+    assert torch.equal(large.train.labels, digits.train.labels)
+    assert large.fingerprint != digits.fingerprint
+
+
+def test_a_split_of_the_digits_not_asked_for_is_none(digits):
+    train, test = (data.load("digits", splits=(split,)) for split in ("train", "test"))
+    assert train.test is None and same(train.train, digits.train) and train.image_size == 16
+    assert test.train is None and same(test.test, digits.test) and test.image_size == 16
+
+
+def test_a_subset_is_even_over_the_classes_and_the_same_every_time(digits, untouched_global_generator):
+    subset = digits.subset(300, 50)
+    assert torch.bincount(subset.train.labels).tolist() == [30] * 10
+    assert torch.bincount(subset.test.labels).tolist() == [5] * 10
+    again = digits.subset(300, 50)
+    assert same(subset.train, again.train) and same(subset.test, again.test)
+    assert sorted(torch.bincount(digits.train.subset(307).labels).tolist()) == [30] * 3 + [31] * 7
+
+
+def test_a_subset_keeps_the_order_and_another_seed_is_another_subset(digits):
+    numbered = data.Split(torch.arange(1000), digits.train.labels)
+    chosen = numbered.subset(300).images
+    assert (chosen.diff() > 0).all()
+    assert torch.equal(numbered.subset(300).labels, digits.train.labels[chosen])
+    assert not torch.equal(chosen, numbered.subset(300, seed=1).images)
+
+
+def test_a_subset_of_all_or_more_is_the_split_itself(digits):
+    assert digits.train.subset(None) is digits.train
+    assert digits.train.subset(1000) is digits.train and digits.train.subset(1001) is digits.train
+
+
+def test_a_subset_of_a_split_that_is_not_there_is_none():
+    assert data.load("digits", splits=("test",)).subset(10, 10).train is None
+
+
+def test_shuffling_changes_the_order_alone(digits, untouched_global_generator):
+    numbered = data.Split(torch.arange(1000), digits.train.labels)
+    shuffled = numbered.shuffled()
+    assert not torch.equal(shuffled.images, numbered.images)
+    assert torch.equal(shuffled.images.sort().values, numbered.images)
+    assert torch.equal(shuffled.labels, numbered.labels[shuffled.images])
+    assert same(shuffled, numbered.shuffled()) and not same(shuffled, numbered.shuffled(seed=1))
+
+
+def test_without_padding_and_flip_images_stay_as_they_are(digits):
+    assert torch.equal(data.crop_and_flip(digits.train.images, 0, False, generator(0)), digits.train.images)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_each_image_becomes_a_crop_or_mirrored_crop_of_itself(flip, digits):
+    images = digits.train.images[:100]
+    before = images.clone()
+    cropped = data.crop_and_flip(images, 2, flip, generator(0))
+    assert cropped.shape == images.shape and cropped.dtype == torch.uint8 and torch.equal(images, before)
+    for image, result in zip(images, cropped, strict=True):
+        assert (variants(image, 2, flip) == result).flatten(1).all(dim=1).any()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_every_crop_and_no_other_image_comes_up(flip, digits):
+    image = digits.train.images[0]
+    cropped = data.crop_and_flip(image.expand(2000, -1, -1, -1), 1, flip, generator(0))
+    expected = variants(image, 1, flip).unique(dim=0)
+    assert len(expected) == (18 if flip else 9)
+    found, counts = cropped.unique(dim=0, return_counts=True)
+    assert torch.equal(found, expected)
+    assert counts.min() > 0.6 * 2000 / len(expected)
+
+
+def test_half_of_the_images_are_mirrored(digits):
+    image = digits.train.images[0]
+    flipped = data.crop_and_flip(image.expand(2000, -1, -1, -1), 0, True, generator(0))
+    mirrored = (flipped == image.flip(-1)).flatten(1).all(dim=1)
+    assert torch.equal(flipped[~mirrored], image.expand(int((~mirrored).sum()), -1, -1, -1))
+    assert 950 < mirrored.sum() < 1050
+
+
+def test_the_same_generator_crops_the_same(digits, untouched_global_generator):
+    images = digits.train.images[:64]
+    first, again, other = (data.crop_and_flip(images, 2, True, generator(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(12, [4, 4, 4]), (11, [4, 4, 3]), (10, [4, 4, 2])])
+def test_an_epoch_covers_every_image_once(count, sizes, untouched_global_generator):
+    batches = data.batch_indices(count, 4, generator(0))
+    assert [len(batch) for batch in batches] == sizes
+    assert torch.cat(batches).sort().values.tolist() == list(range(count))
+
+
+def test_a_last_batch_of_one_is_left_out():
+    batches = data.batch_indices(9, 4, generator(0))
+    assert [len(batch) for batch in batches] == [4, 4]
+    assert torch.cat(batches).unique().numel() == 8
+
+
+def test_batches_are_shuffled_by_the_generator_alone():
+    first, again, other = (torch.cat(data.batch_indices(100, 10, generator(seed))) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert not torch.equal(first, torch.arange(100))
+
+
+def test_normalizing_is_the_plain_formula(digits):
+    mean, std = data.CIFAR100_STATISTICS
+    images = digits.train.images[:50]
+    before = images.clone()
+    normalized = replace(digits, mean=mean, std=std).normalize(images)
+    expected = (images.numpy() / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    np.testing.assert_allclose(normalized.numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert normalized.dtype == torch.float32 and normalized.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_a_folder_is_read_with_its_classes_sorted(held_out, tmp_path):
+    loaded = data.load(image_folder(tmp_path / "numbers", held_out))
+    assert loaded.name == "numbers" and loaded.classes == ("one", "two", "zero") and loaded.of_classes is None
+    assert loaded.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert loaded.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    for split, part in ((loaded.train, "train"), (loaded.test, held_out)):
+        assert split.images.dtype == torch.uint8 and split.labels.dtype == torch.int64
+        assert torch.equal(split.images, read(*sorted((tmp_path / "numbers" / part).glob("*/*.png"))))
+
+
+def test_test_goes_before_val_where_a_folder_has_both(folder):
+    for name in CLASSES:
+        save(folder / "val" / name / "only.png", 0)
+    assert len(data.load(folder).test) == 6
+
+
+def test_a_folder_of_test_images_alone_can_be_tested_on(folder):
+    for path in (folder / "train").glob("*/*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"one, two, zero"):
+        data.load(folder)
+    (folder / "train").rename(folder / "elsewhere")
+    loaded = data.load(folder, splits=("test",))
+    assert loaded.train is None and len(loaded.test) == 6
+    with pytest.raises(FileNotFoundError, match=re.escape(str(folder))):
+        data.load(folder)
+
+
+def test_images_are_resized_on_their_shorter_side_and_cropped_at_the_centre(tmp_path):
+    loaded = data.load(image_folder(tmp_path / "wide", size=(48, 24)), image_size=12)
+    assert loaded.image_size == 12 and loaded.train.images.shape == (9, 3, 12, 12)
+    whole = Image.open(tmp_path / "wide" / "train" / "one" / "0.png").resize((24, 12), Image.Resampling.BILINEAR)
+    expected = torch.from_numpy(np.array(whole.crop((6, 0, 18, 12)))).permute(2, 0, 1)
+    assert torch.equal(loaded.train.images[0], expected)
+
+
+def test_without_an_image_size_an_oblong_image_is_named(tmp_path):
+    image_folder(tmp_path / "wide", size=(48, 24))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))}\S+\.png is 48 x 24 .*: give an image size"):
+        data.load(tmp_path / "wide")
+
+
+def test_without_an_image_size_an_image_of_another_size_is_named(folder):
+    odd = save(folder / "train" / "two" / "1.png", 0, (20, 20))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(odd))} is 20 x 20 .* 16 x 16: give an image size"):
+        data.load(folder)
+    assert data.load(folder, image_size=16).train.images.shape == (9, 3, 16, 16)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("kept", [0, 5, 100])
+@pytest.mark.parametrize("suffix", [".jpeg", ".png", ".webp", ".bmp", ".ppm"])
+def test_a_cut_off_image_is_named(suffix, kept, part, folder):
+    broken = save(folder / part / "one" / f"cut{suffix}", 0)
+    broken.write_bytes(broken.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=rf"broken image {re.escape(str(broken))}"):
+        data.load(folder)
+
+
+def test_a_text_that_calls_itself_an_image_is_named(folder):
+    text = folder / "train" / "two" / "notes.png"
+    text.write_text("to be drawn")
+    with pytest.raises(ValueError, match=rf"broken image {re.escape(str(text))}"):
+        data.load(folder)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_an_empty_class_is_named(part, folder):
+    for path in (folder / part / "two").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match=rf"{re.escape(str(folder / part))}.* two\b"):
+        data.load(folder)
+
+
+def test_classes_that_differ_between_the_splits_are_named(folder):
+    (folder / "test" / "two").rename(folder / "test" / "twain")
+    with pytest.raises(ValueError, match=r"2 classes .*: twain, two$"):
+        data.load(folder)
+
+
+def test_many_differing_classes_are_counted_and_five_named(folder):
+    for number in range(10):
+        save(folder / "train" / f"more{number}" / "image.png", 0)
+    with pytest.raises(ValueError, match=r"10 classes .*: more0, more1, more2, more3, more4, \.\.\.$"):
+        data.load(folder)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match=r"'imagenet'.*digits, cifar100, tiny_imagenet"):
+        data.load("imagenet", tmp_path)
+
+
+def test_a_folder_without_splits_is_told_what_it_needs(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"{re.escape(str(tmp_path))}.*train/<class>/.*test/<class>/"):
+        data.load(tmp_path)
+
+
+def test_the_fingerprint_is_of_the_files_and_the_size_whatever_is_read(folder):
+    fingerprint = data.load(folder).fingerprint
+    assert data.load(folder, splits=("test",)).fingerprint == fingerprint
+    assert data.load(folder, image_size=8).fingerprint != fingerprint
+    save(folder / "train" / "one" / "more.png", 0)
+    assert data.load(folder).fingerprint != fingerprint
+
+
+def test_the_second_load_decodes_nothing(folder, decoded):
+    first = data.load(folder)
+    assert len(decoded) == 15
+    decoded.clear()
+    again = data.load(folder)
+    assert decoded == []
+    assert same(first.train, again.train) and same(first.test, again.test)
+    assert first.fingerprint == again.fingerprint
+
+
+def test_a_changed_image_is_decoded_again(folder, decoded):
+    first = data.load(folder)
+    decoded.clear()
+    changed = save(folder / "test" / "one" / "3.png", 0)
+    os.utime(changed, ns=(1, 1))
+    again = data.load(folder)
+    assert len(decoded) == 6 and str(changed) in decoded
+    assert not torch.equal(again.test.images[0], first.test.images[0])
+    assert torch.equal(again.test.images[0], read(changed)[0])
+    assert len(list((folder / ".r2kd-cache").iterdir())) == 2
+
+
+def test_an_added_and_a_removed_image_are_noticed(folder):
+    data.load(folder)
+    added = save(folder / "train" / "one" / "9.png", 0)
+    assert torch.equal(data.load(folder).train.images[3], read(added)[0])
+    added.unlink()
+    assert len(data.load(folder).train) == 9
+
+
+def test_reading_one_split_first_neither_loses_nor_changes_the_cache(folder, decoded):
+    test = data.load(folder, splits=("test",))
+    kept = list((folder / ".r2kd-cache").iterdir())
+    assert len(kept) == 1 and len(decoded) == 6
+    decoded.clear()
+    both = data.load(folder)
+    assert len(decoded) == 9 and kept[0].exists()
+    assert same(test.test, both.test) and test.fingerprint == both.fingerprint and test.classes == both.classes
+    decoded.clear()
+    assert same(data.load(folder, splits=("train",)).train, both.train)
+    assert same(data.load(folder, splits=("test",)).test, both.test)
+    assert decoded == []
+
+
+def test_the_cache_of_one_size_is_not_read_for_another(folder):
+    native = data.load(folder)
+    assert data.load(folder, image_size=8).image_size == 8
+    assert same(data.load(folder).train, native.train)
+
+
+def test_a_folder_that_was_moved_keeps_its_cache(folder, decoded):
+    first = data.load(folder)
+    decoded.clear()
+    moved = data.load(folder.rename(folder.with_name("moved")))
+    assert decoded == [] and same(moved.train, first.train) and moved.fingerprint == first.fingerprint
+
+
+def test_a_full_disk_costs_the_cache_alone(folder, monkeypatch, capsys):
+    def fill_the_disk(file, _):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data.np, "save", fill_the_disk)
+        loaded = data.load(folder)
+    assert "No space left on device" in capsys.readouterr().err
+    assert list((folder / ".r2kd-cache").iterdir()) == []
+    again = data.load(folder)
+    assert same(loaded.train, again.train) and same(loaded.test, again.test)
+    assert len(list((folder / ".r2kd-cache").iterdir())) == 2
+
+
+def test_a_place_that_cannot_hold_the_cache_costs_the_cache_alone(folder, capsys):
+    (folder / ".r2kd-cache").write_text("a file where the folder should be")
+    assert torch.equal(data.load(folder).train.images[:3], read(*sorted((folder / "train" / "one").iterdir())))
+    assert "not kept" in capsys.readouterr().err
+
+
+def test_tiny_imagenet_has_all_classes_of_its_list(tiny):
+    loaded = data.load("tiny_imagenet", tiny.parent)
+    assert loaded.name == "tiny_imagenet" and loaded.classes == tuple(sorted(WNIDS))
+    assert loaded.train.labels.tolist() == [0, 0, 0, 2, 2, 2]
+    assert loaded.test.labels.tolist() == [2, 0, 1, 2, 0, 1]
+    assert torch.equal(loaded.train.images, read(*sorted((tiny / "train").glob("*/images/*.JPEG"))))
+    assert torch.equal(loaded.test.images, read(*sorted((tiny / "val" / "images").iterdir())))
+    assert (loaded.mean, loaded.std) == data.IMAGENET_STATISTICS and loaded.flip and loaded.policy == "imagenet"
+
+
+@pytest.mark.parametrize("place", ["tiny-imagenet-200", "tiny_imagenet", "."])
+def test_tiny_imagenet_is_found_in_each_of_its_places(place, tmp_path):
+    official_folder(tmp_path / place)
+    assert len(data.load("tiny_imagenet", tmp_path).test) == 6
+
+
+def test_the_environment_says_where_named_data_sets_lie(tiny, monkeypatch):
+    monkeypatch.setenv("R2KD_DATA", str(tiny.parent))
+    assert len(data.load("tiny_imagenet").test) == 6
+
+
+def test_the_official_layout_is_known_by_its_folder_alone(tiny):
+    named, found = data.load("tiny_imagenet", tiny.parent), data.load(tiny)
+    assert found.name == "tiny-imagenet-200" and found.classes == named.classes
+    assert same(found.train, named.train) and same(found.test, named.test)
+    assert found.fingerprint == named.fingerprint
+
+
+def test_the_training_classes_are_kept_and_counted_anew(tiny):
+    loaded = data.load(tiny)
+    kept = loaded.with_training_classes()
+    assert kept.classes == TRAINED and kept.num_classes == 2 and kept.of_classes == 3
+    assert kept.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and kept.test.labels.tolist() == [1, 0, 1, 0]
+    assert torch.equal(kept.train.images, loaded.train.images)
+    assert torch.equal(kept.test.images, loaded.test.images[[0, 1, 3, 4]])
+    assert kept.with_training_classes() is kept
+
+
+def test_where_all_classes_have_training_images_all_are_kept(digits):
+    assert digits.with_training_classes() is digits and digits.of_classes is None
+
+
+def test_keeping_the_training_classes_needs_training_images(tiny):
+    with pytest.raises(ValueError, match="tiny_imagenet has no training images"):
+        data.load("tiny_imagenet", tiny.parent, splits=("test",)).with_training_classes()
+
+
+def test_tiny_imagenet_without_training_images_can_be_tested_on(tiny):
+    whole = data.load(tiny)
+    (tiny / "train").rename(tiny / "elsewhere")
+    loaded = data.load("tiny_imagenet", tiny.parent, splits=("test",))
+    assert loaded.train is None and loaded.classes == whole.classes and same(loaded.test, whole.test)
+    with pytest.raises(FileNotFoundError, match=rf"{re.escape(str(tiny))} has no folder train/"):
+        data.load("tiny_imagenet", tiny.parent)
+
+
+def test_missing_annotations_are_named(tiny):
+    (tiny / "val" / "val_annotations.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tiny / "val" / "val_annotations.txt"))):
+        data.load("tiny_imagenet", tiny.parent)
+
+
+def test_an_annotated_image_that_is_not_there_is_named(tiny):
+    (tiny / "val" / "images" / "val_3.JPEG").unlink()
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tiny / 'val' / 'images' / 'val_3.JPEG'))} is missing"):
+        data.load(tiny)
+
+
+@pytest.mark.parametrize("content", ["", "val_0.JPEG n00000001\n"])
+def test_annotations_that_cannot_be_read_are_named(content, tiny):
+    (tiny / "val" / "val_annotations.txt").write_text(content)
+    with pytest.raises(ValueError, match=re.escape(str(tiny / "val" / "val_annotations.txt"))):
+        data.load(tiny)
+
+
+def test_a_class_that_is_not_on_the_list_is_named(tiny):
+    (tiny / "wnids.txt").write_text("n00000001\nn00000002\n")
+    with pytest.raises(ValueError, match=r"wnids\.txt does not list: n00000003$"):
+        data.load(tiny)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A loopback server of `files` by path, with a list of `requests`; `cut_off` ends its answers half-way."""
+    state = SimpleNamespace(files={}, requests=[], cut_off=False)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            state.requests.append(self.path)
+            content = state.files[self.path]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2] if state.cut_off else content)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        state.address = f"http://127.0.0.1:{http.server_port}"
+        thread = Thread(target=http.serve_forever, args=(0.01,))
+        thread.start()
+        yield state
+        http.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def nowhere(monkeypatch):
+    """An address whose port is taken, so that no one else listens there, and answers nothing."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def md5(content):
+    return hashlib.md5(content).hexdigest()
+
+
+@pytest.fixture
+def cifar100(server, monkeypatch):
+    """A small CIFAR-100 on the server, as (its pixels by split, its archive)."""
+    pixels = {
+        split: np.stack([np.array(picture(index, (32, 32))).transpose(2, 0, 1) for index in indices])
+        for split, indices in (("train", range(20)), ("test", range(20, 30)))
+    }
+    files = {"meta": pickle.dumps({"fine_label_names": list("0123456789")}, protocol=2)}
+    for split, start in (("train", 0), ("test", 20)):
+        labels = DIGITS[start : start + len(pixels[split])].tolist()
+        entry = {"data": pixels[split].reshape(-1, 3072), "fine_labels": labels, "coarse_labels": labels}
+        files[split] = pickle.dumps(entry, protocol=2)
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"cifar-100-python/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    server.files["/cifar-100-python.tar.gz"] = archive.getvalue()
+    monkeypatch.setattr(CIFAR100, "url", f"{server.address}/cifar-100-python.tar.gz")
+    monkeypatch.setattr(CIFAR100, "tgz_md5", md5(archive.getvalue()))
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", md5(files["train"])]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", md5(files["test"])]])
+    monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": md5(files["meta"])})
+    return pixels
+
+
+@pytest.fixture
+def tiny_imagenet(server, monkeypatch, tmp_path):
+    """A small Tiny ImageNet on the server; its folder as it was packed."""
+    source = official_folder(tmp_path / "source" / "tiny-imagenet-200")
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in sorted(source.rglob("*")):
+            packed.write(path, path.relative_to(source.parent))
+    server.files["/tiny-imagenet-200.zip"] = archive.getvalue()
+    monkeypatch.setattr(data, "TINY_IMAGENET_URL", f"{server.address}/tiny-imagenet-200.zip")
+    monkeypatch.setattr(data, "TINY_IMAGENET_MD5", md5(archive.getvalue()))
+    return source
+
+
+def test_cifar100_is_downloaded_once(cifar100, server, tmp_path):
+    root = tmp_path / "new" / "data"
+    loaded = data.load("cifar100", root)
+    assert loaded.name == "cifar100" and loaded.classes == tuple("0123456789") and loaded.image_size == 32
+    assert torch.equal(loaded.train.images, torch.from_numpy(cifar100["train"]))
+    assert torch.equal(loaded.test.images, torch.from_numpy(cifar100["test"]))
+    assert loaded.train.labels.tolist() == DIGITS[:20].tolist() and loaded.train.labels.dtype == torch.int64
+    assert loaded.test.labels.tolist() == DIGITS[20:30].tolist()
+    assert (loaded.mean, loaded.std) == data.CIFAR100_STATISTICS and loaded.flip and loaded.policy == "cifar10"
+    assert server.requests
+    server.requests.clear()
+    assert same(data.load("cifar100", root).train, loaded.train)
+    assert server.requests == []
+
+
+def test_cifar100_reads_only_the_splits_asked_for(cifar100, tmp_path):
+    loaded = data.load("cifar100", tmp_path, splits=("test",))
+    assert loaded.train is None and torch.equal(loaded.test.images, torch.from_numpy(cifar100["test"]))
+
+
+def test_a_damaged_file_of_cifar100_is_unpacked_again(cifar100, server, tmp_path):
+    whole = data.load("cifar100", tmp_path)
+    server.requests.clear()
+    (tmp_path / "cifar-100-python" / "train").write_bytes(b"half")
+    assert same(data.load("cifar100", tmp_path).train, whole.train)
+    assert server.requests == []
+
+
+def test_cifar100_as_a_folder_of_images_is_not_downloaded(cifar100, server, tmp_path):
+    image_folder(tmp_path / "cifar100")
+    loaded = data.load("cifar100", tmp_path)
+    assert loaded.classes == ("one", "two", "zero") and server.requests == []
+    assert (loaded.mean, loaded.std) == data.CIFAR100_STATISTICS and loaded.policy == "cifar10"
+
+
+def test_tiny_imagenet_is_downloaded_once(tiny_imagenet, server, tmp_path):
+    root = tmp_path / "new" / "data"
+    loaded, expected = data.load("tiny_imagenet", root), data.load(tiny_imagenet)
+    assert loaded.classes == expected.classes
+    assert same(loaded.train, expected.train) and same(loaded.test, expected.test)
+    assert sorted(path.name for path in root.iterdir()) == ["tiny-imagenet-200", "tiny-imagenet-200.zip"]
+    assert server.requests
+    server.requests.clear()
+    assert same(data.load("tiny_imagenet", root).train, loaded.train)
+    assert server.requests == []
+
+
+def test_a_zip_of_tiny_imagenet_put_into_the_folder_is_not_downloaded(tiny_imagenet, server, tmp_path):
+    (tmp_path / "tiny-imagenet-200.zip").write_bytes(server.files["/tiny-imagenet-200.zip"])
+    assert len(data.load("tiny_imagenet", tmp_path).test) == 6
+    assert server.requests == []
+
+
+def test_tiny_imagenet_is_unpacked_whole_or_not_at_all(tiny_imagenet, server, tmp_path, monkeypatch):
+    root, unpack = tmp_path / "data", data.shutil.unpack_archive
+
+    def unpack_and_stop(archive, place):
+        unpack(archive, place)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data.shutil, "unpack_archive", unpack_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            data.load("tiny_imagenet", root)
+    assert [path.name for path in root.iterdir()] == ["tiny-imagenet-200.zip"]
+    server.requests.clear()
+    assert len(data.load("tiny_imagenet", root).test) == 6
+    assert server.requests == []
+
+
+NAMED = {
+    "cifar100": SimpleNamespace(
+        file="cifar-100-python.tar.gz", size="169 MB", url=(CIFAR100, "url"), md5=(CIFAR100, "tgz_md5")
+    ),
+    "tiny_imagenet": SimpleNamespace(
+        file="tiny-imagenet-200.zip", size="248 MB", url=(data, "TINY_IMAGENET_URL"), md5=(data, "TINY_IMAGENET_MD5")
+    ),
+}
+
+
+def assert_says_what_to_do(error, name, address, root):
+    message = str(error.value)
+    assert f"{address}/{NAMED[name].file}" in message and NAMED[name].size in message
+    assert NAMED[name].file in message.rsplit("; put ", 1)[1] and message.endswith(f"into {root}")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_wrong_checksum_leaves_no_half_data_set(name, server, tmp_path, monkeypatch, request):
+    request.getfixturevalue(name)
+    root = tmp_path / "data"
+    with monkeypatch.context() as patch:
+        patch.setattr(*NAMED[name].md5, "0" * 32)
+        with pytest.raises(FileNotFoundError) as error:
+            data.load(name, root)
+    assert_says_what_to_do(error, name, server.address, root)
+    assert [path.name for path in root.iterdir() if path.name != NAMED[name].file] == []
+    assert len(data.load(name, root).test)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_download_that_was_cut_off_starts_anew(name, server, tmp_path, request):
+    request.getfixturevalue(name)
+    root = tmp_path / "data"
+    server.cut_off = True
+    with pytest.raises(FileNotFoundError) as error:
+        data.load(name, root)
+    assert_says_what_to_do(error, name, server.address, root)
+    server.cut_off = False
+    assert len(data.load(name, root).test)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_server_that_is_not_there_is_told_with_what_to_do(name, nowhere, tmp_path, monkeypatch):
+    monkeypatch.setattr(*NAMED[name].url, f"{nowhere}/{NAMED[name].file}")
+    root = tmp_path / "data"
+    with pytest.raises(FileNotFoundError) as error:
+        data.load(name, root)
+    assert_says_what_to_do(error, name, nowhere, root)
+    assert list(root.iterdir()) == []
+
+
+def test_the_real_cifar100_test_images_are_10000_with_the_known_mean(tmp_path):
+    archive = Path(__file__).resolve().parents[2] / "shared" / "datasets" / "cifar100-test.zip"
+    if not archive.exists():
+        pytest.skip(f"needs cifar100-test.zip in the folder {archive.parent}")
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path)
+    loaded = data.load("cifar100", tmp_path, splits=("test",))
+    assert loaded.train is None and loaded.test.images.shape == (10000, 3, 32, 32)
+    assert torch.bincount(loaded.test.labels).tolist() == [100] * 100
+    assert loaded.classes[:2] == ("apple", "aquarium_fish") and loaded.num_classes == 100
+    mean = loaded.test.images.double().mean(dim=(0, 2, 3)) / 255
+    assert mean.tolist() == pytest.approx((0.5071, 0.4867, 0.4408), abs=0.01)

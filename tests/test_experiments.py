@@ -1,0 +1,60 @@
+import pandas as pd
+import pytest
+
+from r2kd import experiments
+from r2kd.augmentation import AUGMENTATIONS
+
+
+def test_the_pairs_are_the_papers():
+    assert experiments.PAIRS == {
+        "wrn402_wrn162": ("wrn_40_2", "wrn_16_2"),
+        "res56_res20": ("resnet56", "resnet20"),
+        "res32x4_res8x4": ("resnet32x4", "resnet8x4"),
+        "vgg13_vgg8": ("vgg13", "vgg8"),
+        "vgg13_mv2": ("vgg13", "MobileNetV2"),
+        "res32x4_shuv2": ("resnet32x4", "ShuffleV2"),
+    }
+
+
+def test_the_paper_profile_is_the_released_recipe():
+    study = experiments.study("paper", pair="vgg13_mv2")
+    teacher, students = study.teacher, study.students(0)
+    assert (teacher.epochs, teacher.batch_size, teacher.learning_rate) == (240, 64, 0.05)
+    assert (teacher.momentum, teacher.weight_decay, teacher.train_images) == (0.9, 5e-4, None)
+    assert {student.learning_rate for student in students} == {0.01}
+    r2kd = [student for student in students if student.method == "r2kd"]
+    assert {(s.temperature, s.value_weight, s.rank_weight, s.dense_weight) for s in r2kd} == {(4.0, 2.0, 2.0, 0.7)}
+    assert {(s.pruned_batchnorm, s.pruning_rate) for s in r2kd} == {("batch", 0.0), ("batch", 0.1)}
+
+
+@pytest.mark.parametrize("profile", experiments.PROFILES)
+def test_a_study_has_each_method_each_augmentation_with_and_without_pruning(profile):
+    study = experiments.study(profile)
+    arms = [experiments.arm(student) for student in study.students(0)]
+    assert len({arm["arm"] for arm in arms}) == len(arms)
+    assert {arm["method"] for arm in arms} == {"cross-entropy", "KD", "R2KD"}
+    r2kd = {(arm["augmentation"], arm["pruned"]) for arm in arms if arm["method"] == "R2KD"}
+    assert r2kd == {(augmentation, pruned) for augmentation in AUGMENTATIONS for pruned in (False, True)}
+    assert len(study.seeds) >= (2 if profile == "smoke" else 3)
+
+
+def test_intervals_are_students_t_over_seeds():
+    table = pd.DataFrame({"arm": ["a"] * 3 + ["b"], "top1": [90.0, 92, 94, 80]})
+    summary = experiments.mean_interval(table, ["arm"], "top1").set_index("arm")
+    assert summary.loc["a", ["mean", "n"]].tolist() == [92, 3]
+    assert summary.loc["a", "half_width"] == pytest.approx(4.302653 * 2 / 3**0.5, rel=1e-6)
+    assert summary.loc["b", "n"] == 1 and pd.isna(summary.loc["b", "half_width"])
+
+
+def test_differences_are_paired_by_seed():
+    rows = [("mixup", pruned, seed, 90 + 10 * seed + pruned) for pruned in (False, True) for seed in (0, 1, 2)]
+    table = pd.DataFrame(rows, columns=["augmentation", "pruned", "seed", "last_top1"])
+    (row,) = experiments.paired_difference(table, "pruned", "last_top1", ["augmentation"]).to_dict("records")
+    assert row == {"augmentation": "mixup", "mean": 1, "n": 3, "half_width": 0}
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(ValueError, match="unknown profile 'huge'; known: smoke, quick"):
+        experiments.study("huge")
+    with pytest.raises(ValueError, match="unknown pair 'res1_res2'; known: wrn402_wrn162"):
+        experiments.study(pair="res1_res2")

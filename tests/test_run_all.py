@@ -1,0 +1,140 @@
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from r2kd import figures
+
+ROOT = Path(__file__).resolve().parents[1]
+SPEC = importlib.util.spec_from_file_location("run_all", ROOT / "run_all.py")
+run_all = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(run_all)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The smoke profile on the digits, as a user starts it: (process, runs folder, folder of its figures)."""
+    root = tmp_path_factory.mktemp("smoke")
+    where = ["--runs-root", str(root / "runs"), "--figures-root", str(root / "figures"), "--device", "cpu"]
+    command = [sys.executable, str(ROOT / "run_all.py"), "--profile", "smoke", *where]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    return done, root / "runs", root / "figures" / "digits" / "smoke-res20_res8"
+
+
+def test_smoke_executes_all_notebooks_and_ends_with_the_table(smoke):
+    done, runs, drawn = smoke
+    assert done.returncode == 0, done.stderr[-3000:]
+    for notebook in run_all.NOTEBOOKS:
+        executed = nbformat.read(runs / "notebooks" / "digits" / "smoke-res20_res8" / notebook.name, as_version=4)
+        code = [cell for cell in executed.cells if cell.cell_type == "code"]
+        assert all(cell.execution_count for cell in code)
+        assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
+        assert not [o for cell in code for o in cell.outputs if o.output_type == "stream" and "\r" in o.text]
+    for arm in ("cross-entropy", "KD cutmix", "R2KD autoaug, pruned"):
+        assert f"{arm} " in done.stdout
+    assert f"12 figures, each with its CSV: {drawn}" in done.stdout
+
+
+def test_every_figure_is_drawn_beside_its_table(smoke):
+    _, _, drawn = smoke
+    assert {path.stem for path in drawn.glob("*.png")} == set(figures.FIGURES)
+    for path in drawn.glob("*.csv"):
+        assert path.with_suffix(".png").stat().st_size > 5_000
+        caption = pd.read_csv(path)["caption"].iloc[0]
+        assert caption.startswith(
+            "digits, 128 training and 200 test images of 16 px; 1 epoch; resnet20 teaches resnet8"
+        )
+
+
+def test_started_again_it_returns_the_finished_runs(smoke, monkeypatch, capfd):
+    _, runs, drawn = smoke
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("result.json")}
+    assert len(before) == 31  # the teacher, 15 students of 2 seeds
+    where = ["--runs-root", str(runs), "--figures-root", str(drawn.parents[1]), "--device", "cpu"]
+    assert run_all.main(["--profile", "smoke", "--only", "02", *where]) == 0
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("result.json")} == before
+
+
+def test_figures_only_draws_every_figure_from_its_table_alone(smoke, tmp_path, capsys):
+    _, _, drawn = smoke
+    for path in drawn.glob("*.csv"):
+        shutil.copy(path, tmp_path / path.name)
+    assert run_all.main(["--figures-only", "--figures-root", str(tmp_path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(figures.FIGURES)
+    for name in figures.FIGURES:
+        assert (tmp_path / f"{name}.png").read_bytes() == (drawn / f"{name}.png").read_bytes()
+
+
+def test_figures_only_without_a_table_is_an_error(tmp_path, capsys):
+    assert run_all.main(["--figures-only", "--figures-root", str(tmp_path)]) == 1
+    assert "no table of a figure" in capsys.readouterr().err
+
+
+def test_a_csv_of_something_else_is_named(tmp_path, capsys):
+    (tmp_path / "students.csv").write_text("a,b\n1,2\n")
+    assert run_all.main(["--figures-only", "--figures-root", str(tmp_path)]) == 1
+    assert "students.csv is not the table of this figure" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--figures-only", "--figures-root", "nowhere"], ["--help"]])
+def test_figures_only_and_help_do_not_wait_for_torch(arguments, capsys):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import run_all"
+    code += f"\ntry: run_all.main({arguments!r})\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and (done.stdout + done.stderr), done.stderr
+
+
+def test_a_notebook_that_fails_shows_the_cell_and_is_kept(tmp_path, monkeypatch, capfd):
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell("profile = dataset = pair = None", metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell("before = 6 * 7\nbefore"),
+            nbformat.v4.new_code_cell("raise OSError('no such image')"),
+            nbformat.v4.new_code_cell("print('never reached')"),
+        ],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    )
+    nbformat.write(notebook, tmp_path / "01_broken.ipynb")
+    monkeypatch.setattr(run_all, "NOTEBOOKS", [tmp_path / "01_broken.ipynb"])
+    where = ["--runs-root", str(tmp_path / "runs"), "--figures-root", str(tmp_path / "figures")]
+    assert run_all.main(["--profile", "smoke", *where]) == 1
+    said = capfd.readouterr().err
+    assert "raise OSError('no such image')" in said and "OSError: no such image" in said
+    kept = tmp_path / "runs" / "notebooks" / "digits" / "smoke-res20_res8" / "01_broken.ipynb"
+    assert str(kept) in said
+    assert "42" in json.dumps(nbformat.read(kept, as_version=4)) and "never reached" in kept.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "09"], "no notebook '09'; there are 01_teacher_pruning"),
+        (["--pair", "res1_res2"], "unknown pair 'res1_res2'"),
+    ],
+)
+def test_what_is_not_there_is_said(arguments, said, capsys):
+    assert run_all.main(arguments) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_notebooks_are_committed_clean_with_their_parameters_tagged():
+    assert [path.stem for path in run_all.NOTEBOOKS] == ["01_teacher_pruning", "02_distillation", "03_robustness"]
+    for path in run_all.NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+        assert [cell.metadata.get("tags") for cell in cells].count(["parameters"]) == 1
+
+
+def test_the_committed_figures_have_their_tables():
+    committed = sorted((ROOT / "figures").rglob("*.png"))
+    assert committed and all(path.with_suffix(".csv").exists() for path in committed)
+    for path in (ROOT / "figures").rglob("*.csv"):
+        if path.stem in figures.FIGURES:
+            assert isinstance(figures.draw(path.stem, pd.read_csv(path)), Figure)
