@@ -114,8 +114,8 @@ class ImageData:
         kept = self.train.labels.unique()
         if len(kept) == self.num_classes:
             return self
-        new_label = torch.full((self.num_classes,), -1)
-        new_label[kept] = torch.arange(len(kept))
+        new_label = torch.full((self.num_classes,), -1, device=kept.device)
+        new_label[kept] = torch.arange(len(kept), device=kept.device)
 
         def keep(split: Split | None) -> Split | None:
             if split is None:
@@ -155,6 +155,8 @@ def load(
     if name == "cifar100":
         if (root / "cifar100" / "test").is_dir():
             return _cifar100_like(_folder(root / "cifar100", "cifar100", image_size, splits))
+        if image_size not in (None, 32):
+            raise ValueError(f"the CIFAR-100 archive has 32 pixels, not {image_size}; use a folder of images")
         return _cifar100_archive(root, splits)
     if name == "tiny_imagenet":
         return _official(_find_tiny_imagenet(root), name, image_size, splits)
@@ -250,7 +252,7 @@ def _find_tiny_imagenet(root: Path) -> Path:
     """The folder of Tiny ImageNet under `root`; downloaded and unpacked when absent, whole or not at all."""
     home = root / "tiny-imagenet-200"
     for folder in (home, root / "tiny_imagenet", root):
-        if (folder / "wnids.txt").exists():
+        if (folder / "wnids.txt").exists() or (folder / "val" / "val_annotations.txt").exists():
             return folder
     archive = root / "tiny-imagenet-200.zip"
     try:
@@ -331,7 +333,8 @@ def _decode(
     listings = {split: _listing(folder, [path for path, _ in paths]) for split, paths in samples.items()}
     fingerprint = hashlib.sha256()
     for split in sorted(listings):
-        fingerprint.update("".join(f"{split} {path} {size}\n" for path, size, _ in listings[split]).encode())
+        named = zip(listings[split], samples[split], strict=True)
+        fingerprint.update("".join(f"{split} {path} {size} {wnid}\n" for (path, size, _), (_, wnid) in named).encode())
     parts: dict[str, Split | None] = {"train": None, "test": None}
     size = image_size or _square_size(samples["test"][0][0])
     for split in splits:

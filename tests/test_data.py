@@ -392,6 +392,17 @@ def test_a_changed_image_is_decoded_again(folder, decoded):
     assert len(list((folder / ".r2kd-cache").iterdir())) == 2
 
 
+def test_a_changed_image_of_as_many_bytes_is_decoded_again(folder):
+    changed = save(folder / "test" / "one" / "0.bmp", 0)
+    before, size = data.load(folder), changed.stat().st_size
+    save(changed, 1)
+    os.utime(changed, ns=(1, 1))
+    assert changed.stat().st_size == size
+    after = data.load(folder)
+    assert torch.equal(after.test.images[0], read(changed)[0])
+    assert not torch.equal(after.test.images[0], before.test.images[0])
+
+
 def test_an_added_and_a_removed_image_are_noticed(folder):
     data.load(folder)
     added = save(folder / "train" / "one" / "9.png", 0)
@@ -417,6 +428,7 @@ def test_reading_one_split_first_neither_loses_nor_changes_the_cache(folder, dec
 def test_the_cache_of_one_size_is_not_read_for_another(folder):
     native = data.load(folder)
     assert data.load(folder, image_size=8).image_size == 8
+    assert data.load(folder, image_size=12).image_size == 12
     assert same(data.load(folder).train, native.train)
 
 
@@ -743,3 +755,20 @@ def test_the_real_cifar100_test_images_are_10000_with_the_known_mean(tmp_path):
     assert loaded.classes[:2] == ("apple", "aquarium_fish") and loaded.num_classes == 100
     mean = loaded.test.images.double().mean(dim=(0, 2, 3)) / 255
     assert mean.tolist() == pytest.approx((0.5071, 0.4867, 0.4408), abs=0.01)
+
+
+def test_another_label_is_another_fingerprint(tmp_path):
+    official = tmp_path / "tiny-imagenet-200"
+    official_folder(official)
+    before = data.load("tiny_imagenet", tmp_path).fingerprint
+    annotations = official / "val" / "val_annotations.txt"
+    first, second = sorted((official / "wnids.txt").read_text().split())[:2]
+    text = annotations.read_text()
+    annotations.write_text(text.replace(first, "swap").replace(second, first).replace("swap", second))
+    assert annotations.read_text() != text
+    assert data.load("tiny_imagenet", tmp_path).fingerprint != before
+
+
+def test_the_cifar100_archive_is_not_scaled_behind_ones_back(tmp_path):
+    with pytest.raises(ValueError, match="the CIFAR-100 archive has 32 pixels, not 64"):
+        data.load("cifar100", tmp_path, image_size=64)
