@@ -4,7 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
+
+settings.register_profile("r2kd", deadline=None, max_examples=100, derandomize=True)
+settings.load_profile("r2kd")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
