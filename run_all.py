@@ -153,18 +153,17 @@ def execute(notebook: Path, output: Path, parameters: dict) -> bool:
 
 
 def tidy(notebook) -> None:
-    """Leave of each progress bar what a terminal would show at the end: nothing, or its last line."""
+    """Leave of each cell's progress bars what a terminal would show at the end, the last bar if it stayed, and other lines."""
     for cell in notebook.cells:
-        kept = []
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream" and "\r" in output.text:
-                lines = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "\n", output.text).split("\n")
-                shown = [line.rsplit("\r", 1)[-1].rstrip() for line in lines]
-                output.text = "".join(f"{line}\n" for line in shown if line)
-            if output.output_type != "stream" or output.text:
-                kept.append(output)
-        if cell.cell_type == "code":
-            cell.outputs = kept
+        streams = [output for output in cell.get("outputs", []) if output.get("name") == "stderr"]
+        written = "".join(output.text for output in streams)
+        if "\r" not in written:
+            continue
+        lines = re.split(r"[\r\n]|\x1b\[A", written)
+        kept = [line for line in lines if line.strip() and "%|" not in line]
+        kept += [line for line in [written.rstrip("\n").rsplit("\r", 1)[-1]] if "%|" in line]
+        streams[0].text = "".join(f"{line.rstrip()}\n" for line in kept)
+        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" or (o is streams[0] and o.text)]
 
 
 def summarise(folder: Path, executed: Path) -> None:

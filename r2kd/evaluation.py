@@ -28,7 +28,7 @@ def predict(
     """
     logits = []
     batches = split.images.split(batch_size)
-    for images in tqdm(batches, desc="evaluating", unit="batch", leave=False, delay=3):
+    for images in tqdm(batches, desc="evaluating", unit="batch", leave=False, disable=len(batches) < 20):
         images = data.normalize(images)
         logits.append(model(images if transform is None else transform(images)).float())
     return torch.cat(logits)
