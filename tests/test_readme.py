@@ -1,0 +1,56 @@
+"""No number in the README that a committed table does not hold."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from r2kd import experiments
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+FIGURES = ROOT / "figures" / "digits" / "quick-res20_res8"
+
+
+def rows_under(header: str) -> list[list[str]]:
+    lines = README[README.index(header) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_students_of_the_readme_are_those_of_the_tables():
+    students, corrupted, best = (
+        pd.read_csv(FIGURES / f"{name}.csv") for name in ("students", "robustness_students", "best_epoch")
+    )
+    shown = rows_under("| student |")
+    assert len(shown) == len(students) == len(experiments.study("quick").students(0))
+    for i, (arm, last, under_corruption, added) in enumerate(shown):
+        assert arm == students["arm"][i] == corrupted["arm"][i] == best["arm"][i]
+        assert last == f"{students['mean'][i]:.2f} ± {students['half_width'][i]:.2f}"
+        assert under_corruption == f"{corrupted['mean'][i]:.1f} ± {corrupted['half_width'][i]:.1f}"
+        assert added == f"{best['mean'][i]:.2f}"
+    assert f"({students['teacher_top1'][0]:.2f} %)" in README
+
+
+def test_what_the_readme_says_of_the_students_holds_in_the_tables():
+    for name in ("students", "robustness_students"):
+        table = pd.read_csv(FIGURES / f"{name}.csv").set_index("arm")
+        plain, distilled = table.loc["cross-entropy"], table.drop("cross-entropy")
+        assert (distilled["mean"] > plain["mean"]).all()
+        low, high = distilled["mean"] - distilled["half_width"], distilled["mean"] + distilled["half_width"]
+        assert low.max() < high.min()
+    gain = pd.read_csv(FIGURES / "pruning_gain.csv")
+    assert (gain["mean"].abs() < gain["half_width"]).all()
+
+
+def test_the_costs_of_the_readme_are_those_of_the_benchmark():
+    costs = pd.read_csv(ROOT / "benchmarks" / "cost.csv")
+    shown = rows_under("| study |")
+    assert len(shown) == len(costs)
+    for cells, (_, row) in zip(shown, costs.iterrows(), strict=True):
+        assert cells[:4] == [row["profile"], row["dataset"], row["pair"], str(row["students"])]
+        assert [float(cell) for cell in cells[4:]] == [row["teacher_hours"], row["students_hours"]]
+
+
+@pytest.mark.parametrize("path", sorted({part.split(")")[0] for part in README.split("](")[1:]}))
+def test_every_link_of_the_readme_leads_somewhere(path):
+    assert path.startswith("https://") or (ROOT / path).exists()
