@@ -1,4 +1,4 @@
-"""ipywidgets explorers for the notebooks; in a notebook that is only read they show their first state."""
+"""What the notebooks show of the images: figures that stay, and ipywidgets explorers for a live JupyterLab."""
 
 import ipywidgets
 import torch
@@ -14,28 +14,20 @@ from .randomness import generator
 SHOWN = 8
 
 
+def show_augmentations(images: ImageData, teacher: nn.Module, draw: int = 0) -> Figure:
+    """Eight training images and each of their augmented views; `draw` seeds them."""
+    clean = images.normalize(images.train.images[: 2 * SHOWN])
+    rows = [(name, _view(name, clean, images, teacher, draw)) for name in AUGMENTATIONS]
+    return _gallery([("clean" if name == "none" else name, view) for name, view in rows], images)
+
+
 def explore_augmentations(images: ImageData, teacher: nn.Module) -> ipywidgets.Widget:
     """Eight training images and their augmented view; a menu chooses the augmentation, a slider the draw."""
 
     def show(augmentation: str, draw: int) -> None:
         clean = images.normalize(images.train.images[: 2 * SHOWN])
-        with torch.inference_mode():
-            context = {
-                "mean": images.mean,
-                "std": images.std,
-                "policy": images.policy,
-                "teacher_logits": teacher(clean),
-            }
-        view = AUGMENTATIONS[augmentation](clean, generator(draw, augmentation), **context)
-        figure = Figure(figsize=(SHOWN, 2.3), layout="constrained")
-        for row, (batch, title) in enumerate(((clean, "clean"), (view, augmentation))):
-            for i in range(SHOWN):
-                axes = figure.add_subplot(2, SHOWN, row * SHOWN + i + 1)
-                axes.imshow(_pixels(batch[i], images))
-                axes.set_axis_off()
-                if i == 0:
-                    axes.set_title(title, loc="left", fontsize=9)
-        display(figure)
+        view = _view(augmentation, clean, images, teacher, draw)
+        display(_gallery([("clean", clean), (augmentation, view)], images))
 
     return ipywidgets.interactive(
         show,
@@ -95,6 +87,23 @@ def show_corruptions(images: ImageData, index: int = 0) -> Figure:
             panel.imshow(_pixels(robustness.CORRUPTIONS[name](image, severity, generator(0, name))[0], images))
             panel.set_axis_off()
             panel.set_title(f"{name} {severity:g}" if severity else "clean", fontsize=8)
+    return figure
+
+
+def _view(name: str, clean: torch.Tensor, images: ImageData, teacher: nn.Module, draw: int) -> torch.Tensor:
+    context = {"mean": images.mean, "std": images.std, "policy": images.policy}
+    with torch.inference_mode():
+        return AUGMENTATIONS[name](clean, generator(draw, name), teacher_logits=teacher(clean), **context)
+
+
+def _gallery(rows: list[tuple[str, torch.Tensor]], images: ImageData) -> Figure:
+    """The first images of each batch, a titled row a batch."""
+    figure = Figure(figsize=(SHOWN, 1.15 * len(rows)), layout="constrained")
+    for panels, (title, batch) in zip(figure.subplots(len(rows), SHOWN), rows, strict=True):
+        for panel, image in zip(panels, batch, strict=False):
+            panel.imshow(_pixels(image, images))
+            panel.set_axis_off()
+        panels[0].set_title(title, loc="left", fontsize=9)
     return figure
 
 
