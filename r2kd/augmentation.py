@@ -66,7 +66,7 @@ def autoaug(
     pixels = ((images * std + mean) * 255 + 1e-3).floor().clamp(0, 255).to(torch.uint8)
     transform = AutoAugment(AutoAugmentPolicy(policy))
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-        torch.manual_seed(_seed(generator))
+        torch.default_generator.manual_seed(_seed(generator))
         pixels = transform(pixels)
     return (pixels.to(images.dtype) / 255 - mean) / std
 

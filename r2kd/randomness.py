@@ -16,7 +16,7 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
     """The global CPU generator seeded for one purpose, put back afterwards: for code that takes no generator (layers)."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_mix(seed, purpose))
+        torch.default_generator.manual_seed(_mix(seed, purpose))
         yield
 
 

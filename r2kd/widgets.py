@@ -14,7 +14,7 @@ from .randomness import generator
 SHOWN = 8
 
 
-def show_augmentations(images: ImageData, teacher: nn.Module, draw: int = 0) -> Figure:
+def show_augmentations(images: ImageData, teacher: nn.Module, draw: int = 2) -> Figure:
     """Eight training images and each of their augmented views; `draw` seeds them."""
     clean = images.normalize(images.train.images[: 2 * SHOWN])
     rows = [(name, _view(name, clean, images, teacher, draw)) for name in AUGMENTATIONS]
@@ -32,7 +32,7 @@ def explore_augmentations(images: ImageData, teacher: nn.Module) -> ipywidgets.W
     return ipywidgets.interactive(
         show,
         augmentation=ipywidgets.Dropdown(options=list(AUGMENTATIONS), value="cutmix"),
-        draw=ipywidgets.IntSlider(value=0, min=0, max=20),
+        draw=ipywidgets.IntSlider(value=2, min=0, max=20),
     )
 
 
