@@ -3,6 +3,7 @@
 Started again, it goes on from the runs that are finished."""
 
 import argparse
+import logging
 import os
 import re
 import sys
@@ -121,6 +122,8 @@ def execute(notebook: Path, output: Path, parameters: dict) -> bool:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    for name in ("papermill", "asyncio"):  # what matters of a failure is said below, in a line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ["R2KD_PROGRESS"] = "text"
     os.environ.setdefault("TQDM_NCOLS", "110")
     if not sys.stderr.isatty():
@@ -134,7 +137,7 @@ def execute(notebook: Path, output: Path, parameters: dict) -> bool:
             cwd=notebook.parent,
             progress_bar=False,
             stderr_file=sys.stderr,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # newer kernels warn of their own transport
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     except PapermillExecutionError as error:
         print(f"\nrun_all: {notebook.stem}, cell {error.exec_count}:\n\n{error.source.strip()}\n", file=sys.stderr)
