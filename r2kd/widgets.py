@@ -1,5 +1,8 @@
 """What the notebooks show of the images: figures that stay, and ipywidgets explorers for a live JupyterLab."""
 
+import os
+from collections.abc import Callable
+
 import ipywidgets
 import torch
 from IPython.display import display
@@ -21,25 +24,25 @@ def show_augmentations(images: ImageData, teacher: nn.Module, draw: int = 2) -> 
     return _gallery([("clean" if name == "none" else name, view) for name, view in rows], images)
 
 
-def explore_augmentations(images: ImageData, teacher: nn.Module) -> ipywidgets.Widget:
+def explore_augmentations(images: ImageData, teacher: nn.Module) -> ipywidgets.Widget | Figure:
     """Eight training images and their augmented view; a menu chooses the augmentation, a slider the draw."""
 
-    def show(augmentation: str, draw: int) -> None:
+    def show(augmentation: str, draw: int) -> Figure:
         clean = images.normalize(images.train.images[: 2 * SHOWN])
         view = _view(augmentation, clean, images, teacher, draw)
-        display(_gallery([("clean", clean), (augmentation, view)], images))
+        return _gallery([("clean", clean), (augmentation, view)], images)
 
-    return ipywidgets.interactive(
+    return _explorer(
         show,
         augmentation=ipywidgets.Dropdown(options=list(AUGMENTATIONS), value="cutmix"),
         draw=ipywidgets.IntSlider(value=2, min=0, max=20),
     )
 
 
-def explore_pruning(images: ImageData, teacher: nn.Module) -> ipywidgets.Widget:
+def explore_pruning(images: ImageData, teacher: nn.Module) -> ipywidgets.Widget | Figure:
     """One test image and the probabilities that the dense and the pruned teacher give it; sliders choose image and rate."""
 
-    def show(image: int, pruned: int, temperature: float) -> None:
+    def show(image: int, pruned: int, temperature: float) -> Figure:
         normalised = images.normalize(images.test.images[image : image + 1])
         other = pruning.prune_l1(teacher, pruned / 100)
         with torch.inference_mode():
@@ -66,9 +69,9 @@ def explore_pruning(images: ImageData, teacher: nn.Module) -> ipywidgets.Widget:
         entropies = [float(evaluation.entropy(values.log()[None])) for values in probabilities]
         right.set_title(f"entropy {entropies[0]:.2f} and {entropies[1]:.2f} nats", fontsize=9)
         right.legend()
-        display(figure)
+        return figure
 
-    return ipywidgets.interactive(
+    return _explorer(
         show,
         image=ipywidgets.IntSlider(value=0, min=0, max=len(images.test) - 1, continuous_update=False),
         pruned=ipywidgets.IntSlider(value=50, min=0, max=90, step=10, continuous_update=False),
@@ -88,6 +91,16 @@ def show_corruptions(images: ImageData, index: int = 0) -> Figure:
             panel.set_axis_off()
             panel.set_title(f"{name} {severity:g}" if severity else "clean", fontsize=8)
     return figure
+
+
+def _explorer(show: Callable[..., Figure], **controls: ipywidgets.Widget) -> ipywidgets.Widget | Figure:
+    """`show` under its controls; its first state as a plain figure where `run_all.py` executes the notebook.
+
+    Nobody moves a slider there, and nbclient can wait for ever on a cell with an Output widget (jupyter/nbclient issue 312).
+    """
+    if os.environ.get("R2KD_PROGRESS") == "text":
+        return show(**{name: control.value for name, control in controls.items()})
+    return ipywidgets.interactive(lambda **values: display(show(**values)), **controls)
 
 
 def _view(name: str, clean: torch.Tensor, images: ImageData, teacher: nn.Module, draw: int) -> torch.Tensor:

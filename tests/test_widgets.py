@@ -12,6 +12,7 @@ def shown():
 
 @pytest.fixture
 def displayed(monkeypatch):
+    monkeypatch.delenv("R2KD_PROGRESS", raising=False)
     figures = []
     monkeypatch.setattr(widgets, "display", figures.append)
     return figures
@@ -28,6 +29,12 @@ def test_each_augmentation_can_be_explored(augmentation, shown, displayed):
     widgets.explore_augmentations(*shown).f(augmentation=augmentation, draw=3)
     figure = displayed[-1]
     assert isinstance(figure, Figure) and len(figure.axes) == 2 * widgets.SHOWN
+
+
+def test_where_nobody_moves_a_slider_an_explorer_is_its_first_figure(shown, monkeypatch):
+    monkeypatch.setenv("R2KD_PROGRESS", "text")
+    assert isinstance(widgets.explore_augmentations(*shown), Figure)
+    assert isinstance(widgets.explore_pruning(*shown), Figure)
 
 
 def test_pruning_can_be_explored(shown, displayed):
