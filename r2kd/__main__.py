@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from . import data, evaluation, experiments, models, training
+from . import data, evaluation, experiments, fidelity, models, training
 from .augmentation import AUGMENTATIONS
 from .training import DistillConfig, TeacherConfig
 
@@ -54,8 +54,10 @@ def parser() -> argparse.ArgumentParser:
     distill.add_argument("-a", "--augmentation", choices=AUGMENTATIONS, help="the second view [none]")
     distill.add_argument("--method", choices=training.METHODS, help="[r2kd]")
     distill.add_argument("--no-pruning", action="store_true", help="the dense teacher alone")
-    distill.add_argument("--pruned-batchnorm", choices=("batch", "running"), help="[batch, as released]")
-    distill.add_argument("--fidelity", choices=("released",), default="released", help="the released code's semantics")
+    distill.add_argument("--fidelity", choices=fidelity.PRESETS, help="all of the switches below at once [released]")
+    for switch in fidelity.SWITCHES:
+        option = f"--{switch.name.replace('_', '-')}"
+        distill.add_argument(option, choices=switch.values, help=f"[{switch.released}, as released]")
     distill.add_argument("--teacher-checkpoint", help="weights of the teacher, in place of training it")
 
     evaluate = commands.add_parser("evaluate", parents=[common], help="accuracy of a checkpoint on the test split")
@@ -89,7 +91,7 @@ def teacher(options: argparse.Namespace) -> dict:
 
 def distill(options: argparse.Namespace) -> dict:
     teacher_model, student = experiments.pair_models(options.pair)
-    chosen = ("augmentation", "method", "pruned_batchnorm", "teacher_checkpoint")
+    chosen = ("augmentation", "method", "teacher_checkpoint", "fidelity", *fidelity.NAMES)
     own = {name: getattr(options, name) for name in chosen if getattr(options, name) is not None}
     if options.no_pruning or options.method in ("ce", "kd"):
         own["pruning_rate"] = 0.0
@@ -100,7 +102,8 @@ def distill(options: argparse.Namespace) -> dict:
         own["teacher"] = TeacherConfig(**shared)
     config = DistillConfig(**_recipe(options, student) | own)
     _print_config(config)
-    return _result(training.distill(config))
+    run = training.distill(config)
+    return {"top1": training.reported_top1(config, run)} | _result(run)
 
 
 def evaluate(options: argparse.Namespace) -> dict:

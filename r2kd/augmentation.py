@@ -1,11 +1,13 @@
 """An augmented view of a batch: view = AUGMENTATIONS[name](images, generator, **context).
 
-`images` is a normalised batch (B, 3, H, W) and `generator` a CPU torch.Generator, the only source of randomness. As in
-the released code one draw serves the whole batch. The context that a view may need, each function taking what it uses:
+`images` is a normalised batch (B, 3, H, W) and `generator` a CPU torch.Generator, the only source of randomness. The
+context that a view may need, each function taking what it uses:
 
-    mean, std        of the normalisation, per channel: autoaug works on the 8-bit image
-    policy           torchvision's AutoAugment policy: "cifar10" or "imagenet"
-    teacher_logits   (B, C), the teacher's for `images`: cutmixpick keeps the most uncertain
+    draws       "batch", as released: one weight, box, place or policy serves all images; or "sample": one for each
+    pick        of cutmixpick: "before", as released, or "after"
+    mean, std   of the normalisation, per channel: autoaug works on the 8-bit image
+    policy      torchvision's AutoAugment policy: "cifar10" or "imagenet"
+    teacher     images -> logits (B, C): cutmixpick keeps what it is most uncertain of
 """
 
 from collections.abc import Callable, Sequence
@@ -23,29 +25,26 @@ def none(images: Tensor, generator: Generator, **context) -> Tensor:
     return images
 
 
-def mixup(images: Tensor, generator: Generator, **context) -> Tensor:
-    """Each image blended with another of the batch, one weight from Beta(0.2, 0.2). Zhang et al., ICLR 2018."""
-    weight = _beta(0.2, generator)
-    return weight * images + (1 - weight) * images[_permutation(images, generator)]
+def mixup(images: Tensor, generator: Generator, *, draws: str = "batch", **context) -> Tensor:
+    """Each image blended with another of the batch, the weight from Beta(0.2, 0.2). Zhang et al., ICLR 2018."""
+    weight = _beta(0.2, _draws(images, draws), generator).view(-1, 1, 1, 1)
+    kept, other = weight.to(images), (1 - weight).to(images)
+    return kept * images + other * images[_permutation(images, generator)]
 
 
-def cutmix(images: Tensor, generator: Generator, **context) -> Tensor:
+def cutmix(images: Tensor, generator: Generator, *, draws: str = "batch", **context) -> Tensor:
     """A box of each image from another of the batch, its share of the area from Beta(1, 1). Yun et al., ICCV 2019."""
-    share = 1 - _beta(1.0, generator)
     height, width = images.shape[-2:]
-    rows, columns = _box(images, int(height * share**0.5), int(width * share**0.5), generator)
-    mixed = images.clone()
-    mixed[..., rows, columns] = images[_permutation(images, generator)][..., rows, columns]
-    return mixed
+    side = (1 - _beta(1.0, _draws(images, draws), generator)).sqrt()
+    box = _boxes(images, height * side, width * side, generator)
+    return torch.where(box, images[_permutation(images, generator)], images)
 
 
-def cutout(images: Tensor, generator: Generator, **context) -> Tensor:
-    """A square of a quarter of the image's side set to 0, the mean, at one place. DeVries & Taylor, arXiv 1708.04552."""
+def cutout(images: Tensor, generator: Generator, *, draws: str = "batch", **context) -> Tensor:
+    """A square of a quarter of the image's side set to 0, the mean. DeVries & Taylor, arXiv 1708.04552."""
     height, width = images.shape[-2:]
-    rows, columns = _box(images, height // 4, width // 4, generator)
-    cut = images.clone()
-    cut[..., rows, columns] = 0
-    return cut
+    quarter = torch.full((_draws(images, draws),), 0.25, dtype=torch.float64)
+    return images.masked_fill(_boxes(images, height * quarter, width * quarter, generator), 0)
 
 
 def autoaug(
@@ -55,6 +54,7 @@ def autoaug(
     mean: Sequence[float],
     std: Sequence[float],
     policy: str = "cifar10",
+    draws: str = "batch",
     **context,
 ) -> Tensor:
     """torchvision's AutoAugment on the images as uint8, floor of 255 x. Cubuk et al., CVPR 2019.
@@ -67,20 +67,33 @@ def autoaug(
     transform = AutoAugment(AutoAugmentPolicy(policy))
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
         torch.default_generator.manual_seed(_seed(generator))
-        pixels = transform(pixels)
+        parts = pixels.split(len(pixels) if _draws(images, draws) == 1 else 1)
+        pixels = torch.cat([transform(part) for part in parts])
     return (pixels.to(images.dtype) / 255 - mean) / std
 
 
-def cutmixpick(images: Tensor, generator: Generator, *, teacher_logits: Tensor, **context) -> Tensor:
-    """Cutmix, then the 64 samples whose images before mixing have the highest teacher entropy: of a batch of 64, all.
+def cutmixpick(
+    images: Tensor,
+    generator: Generator,
+    *,
+    teacher: Callable[[Tensor], Tensor],
+    pick: str = "before",
+    draws: str = "batch",
+    **context,
+) -> Tensor:
+    """Cutmix, of which the samples are kept that the teacher's answer to has the highest entropy; in the order of the batch.
 
-    As released; in the order of the batch. CutMixPick is of Wang et al., NeurIPS 2022, who pick by the mixed images.
+    pick "before", as released: mixed once, the 64 whose images before mixing are the most uncertain; of a batch of 64, all.
+    pick "after", as its authors have it (Wang et al., NeurIPS 2022): mixed twice, the half of the mixed images.
     """
-    mixed = cutmix(images, generator)
-    log_p = teacher_logits.float().log_softmax(dim=1)
+    if pick not in ("before", "after"):
+        raise ValueError(f"pick is 'before' or 'after' mixing, not {pick!r}")
+    runs = 1 if pick == "before" else 2
+    mixed = torch.cat([cutmix(images, generator, draws=draws) for _ in range(runs)])
+    kept = min(PICKED, len(images)) if pick == "before" else len(images)
+    log_p = teacher(images if pick == "before" else mixed).float().log_softmax(dim=1)
     entropy = -(log_p.exp() * log_p).sum(dim=1)
-    picked = entropy.topk(min(PICKED, len(images))).indices.sort().values
-    return mixed[picked]
+    return mixed[entropy.topk(kept).indices.sort().values]
 
 
 View = Callable[..., Tensor]
@@ -94,23 +107,36 @@ AUGMENTATIONS: dict[str, View] = {
 }
 
 
+def _draws(images: Tensor, draws: str) -> int:
+    """How many draws a batch takes. Raises ValueError for a word that is neither "batch" nor "sample"."""
+    if draws not in ("batch", "sample"):
+        raise ValueError(f"draws is one for the 'batch' or one for each 'sample', not {draws!r}")
+    return 1 if draws == "batch" else len(images)
+
+
 def _seed(generator: Generator) -> int:
     return int(torch.randint(2**31, (), generator=generator))
 
 
-def _beta(alpha: float, generator: Generator) -> float:
-    """A draw from Beta(alpha, alpha); torch has the distribution only for its global generator."""
-    return float(np.random.default_rng(_seed(generator)).beta(alpha, alpha))
+def _beta(alpha: float, count: int, generator: Generator) -> Tensor:
+    """`count` draws from Beta(alpha, alpha), float64; torch has the distribution only for its global generator."""
+    return torch.from_numpy(np.random.default_rng(_seed(generator)).beta(alpha, alpha, size=count))
 
 
 def _permutation(images: Tensor, generator: Generator) -> Tensor:
     return torch.randperm(len(images), generator=generator).to(images.device)
 
 
-def _box(images: Tensor, box_height: int, box_width: int, generator: Generator) -> tuple[slice, slice]:
-    """Rows and columns of a box around a pixel drawn uniformly, clipped at the edges of the image."""
-    slices = []
-    for size, side in zip(images.shape[-2:], (box_height, box_width), strict=True):
-        start = int(torch.randint(size, (), generator=generator)) - side // 2
-        slices.append(slice(max(start, 0), max(start + side, 0)))
-    return slices[0], slices[1]
+def _boxes(images: Tensor, heights: Tensor, widths: Tensor, generator: Generator) -> Tensor:
+    """(n, 1, H, W), true inside n boxes, each around a pixel drawn uniformly and clipped at the edges of the image.
+
+    A side counts by its half, rounded down, to both sides of the pixel, as in the released code: an odd one is cut by one.
+    """
+    inside = []
+    for size, sides in zip(images.shape[-2:], (heights, widths), strict=True):
+        half = sides.int()[:, None] // 2
+        centre = torch.randint(size, (len(sides), 1), generator=generator)
+        pixel = torch.arange(size)
+        inside.append((centre - half <= pixel) & (pixel < centre + half))
+    rows, columns = inside
+    return (rows[:, None, :, None] & columns[:, None, None, :]).to(images.device)

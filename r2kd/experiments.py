@@ -1,7 +1,7 @@
 """The paper's pairs, the recipes and the profiles as data; a study is one profile on one data set and one pair."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from . import ROOT, models, training
+from . import ROOT, fidelity, models, training
 from .augmentation import AUGMENTATIONS
 from .data import ImageData
 from .progress import tqdm
@@ -32,7 +32,10 @@ SLOW_LEARNERS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")  # learning rate 0.01 
 
 @dataclass(frozen=True)
 class Profile:
-    """How much of a study to run. `scale` overrides the recipe of every data set but the digits, whose own is `digits`."""
+    """How much of a study to run. `scale` overrides the recipe of every data set but the digits, whose own is `digits`.
+
+    `ablation` overrides it once more, and `ablation_seeds` the seeds, for the students of notebook 04.
+    """
 
     summary: str
     dataset: str
@@ -41,6 +44,8 @@ class Profile:
     scale: dict
     digits: dict
     kd_augmentations: tuple[str, ...] = ("none", "cutmix")
+    ablation: dict = field(default_factory=dict)
+    ablation_seeds: tuple[int, ...] | None = None
 
 
 _SMOKE = {"train_images": 128, "test_images": 200, "epochs": 1}
@@ -61,6 +66,8 @@ PROFILES = {
         (0, 1, 2),
         {"train_images": 10_000, "epochs": 30},
         {},
+        ablation={"epochs": 8},
+        ablation_seeds=(0, 1, 2, 3),
     ),
     "paper": Profile(
         "the full recipe: six pairs, 240 epochs, 3 seeds; needs a GPU",
@@ -124,6 +131,29 @@ class Study:
                 arms.append(DistillConfig(augmentation=augmentation, pruning_rate=pruning_rate, **taught))
         return arms
 
+    @property
+    def ablation_seeds(self) -> tuple[int, ...]:
+        return PROFILES[self.profile].ablation_seeds or self.seeds
+
+    def ablation(self, seed: int) -> dict[str, DistillConfig]:
+        """By name: cross-entropy, the released method, each switch of fidelity.SWITCHES that trains alone, all: intended.
+
+        With cutmixpick and the pruned teacher, where every switch has something to act on.
+        """
+        model = pair_models(self.pair)[1]
+        common = self._common() | PROFILES[self.profile].ablation
+        common |= {"model": model, "learning_rate": learning_rate(model), "seed": seed}
+        taught = common | {"teacher": self.teacher, "teacher_checkpoint": self.teacher_checkpoint}
+        released = DistillConfig(augmentation="cutmixpick", **taught)
+        alone = {
+            f"{switch.name}: {switch.intended}": replace(released, **{switch.name: switch.intended})
+            for switch in fidelity.SWITCHES
+            if switch.name != "reported"
+        }
+        plain = DistillConfig(method="ce", pruning_rate=0.0, **common)
+        intended = replace(released, fidelity="intended")
+        return {"cross-entropy": plain, "released": released} | alone | {"intended": intended}
+
     def open_data(self) -> ImageData:
         """Its images, on its device."""
         return training.open_data(self.teacher).to(training.resolve_device(self.device))
@@ -132,11 +162,16 @@ class Study:
         """What every figure of the study says below its title."""
         teacher, student = pair_models(self.pair)
         classes = f" ({images.num_classes} of {images.of_classes} classes)" if images.of_classes else ""
-        epochs = f"{self.teacher.epochs} epoch" + ("s" if self.teacher.epochs > 1 else "")
         return (
             f"{images.name}{classes}, {len(images.train):,} training and {len(images.test):,} test images of "
-            f"{images.image_size} px; {epochs}; {teacher} teaches {student}"
+            f"{images.image_size} px; {_epochs(self.teacher)}; {teacher} teaches {student}"
         )
+
+    def ablation_caption(self, images: ImageData) -> str:
+        """The same of the ablation, whose students may be trained for fewer epochs than the teacher."""
+        student = self.ablation(0)["released"]
+        own = "" if student.epochs == self.teacher.epochs else f", students {_epochs(student)}"
+        return f"{self.caption(images)}{own}; R2KD with cutmixpick, pruned teacher"
 
 
 def study(profile: str = "quick", dataset: str | None = None, pair: str | None = None, **where) -> Study:
@@ -169,6 +204,10 @@ def learning_rate(model: str) -> float:
     return 0.01 if model in SLOW_LEARNERS else 0.05
 
 
+def _epochs(config: TeacherConfig) -> str:
+    return f"{config.epochs} epoch" + ("s" if config.epochs > 1 else "")
+
+
 def run_teacher(study: Study, images: ImageData) -> nn.Module:
     """The study's teacher in eval mode, on its device: trained, returned as it was, or loaded from a checkpoint."""
     if study.teacher_checkpoint:
@@ -180,11 +219,21 @@ def run_teacher(study: Study, images: ImageData) -> nn.Module:
 
 def run_students(study: Study, images: ImageData) -> list[tuple[DistillConfig, Run]]:
     """Every student of every seed, trained or returned as it was; those of one seed share each teacher pass."""
+    return _run_all([study.students(seed) for seed in study.seeds], images)
+
+
+def run_ablation(study: Study, images: ImageData) -> list[tuple[str, DistillConfig, Run]]:
+    """The students of notebook 04, by their names in Study.ablation; trained or returned as they were."""
+    arms = [study.ablation(seed) for seed in study.ablation_seeds]
+    finished = _run_all([list(configs.values()) for configs in arms], images)
+    names = [name for configs in arms for name in configs]
+    return [(name, config, run) for name, (config, run) in zip(names, finished, strict=True)]
+
+
+def _run_all(by_seed: list[list[DistillConfig]], images: ImageData) -> list[tuple[DistillConfig, Run]]:
     finished = []
-    count = len(study.students(0)) * len(study.seeds)
-    with tqdm(total=count, desc="students", unit="run") as bar:
-        for seed in study.seeds:
-            configs = study.students(seed)
+    with tqdm(total=sum(map(len, by_seed)), desc="students", unit="run") as bar:
+        for configs in by_seed:
             finished += zip(configs, training.distill_all(configs, images), strict=True)
             bar.update(len(configs))
     return finished
@@ -238,3 +287,24 @@ def paired_difference(table: pd.DataFrame, switch: str, value: str, by: list[str
     wide = table.pivot_table(index=[*by, "seed"], columns=switch, values=value, sort=False).dropna()
     difference = (wide[True] - wide[False]).rename("difference").reset_index()
     return mean_interval(difference, by, "difference")
+
+
+def switch_effects(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    """What each arm of the ablation changes in `value`, by seed: mean, half_width, n of arm minus "released", and a verdict.
+
+    `table`: a row a run, with the columns arm, seed and `value`.
+    """
+    wide = table.pivot_table(index="seed", columns="arm", values=value, sort=False)
+    changed = wide.drop(columns="released").sub(wide["released"], axis=0)
+    long = changed.melt(value_name="difference", ignore_index=False).reset_index()
+    effects = mean_interval(long, ["arm"], "difference")
+    return effects.assign(verdict=[verdict(*row) for row in zip(effects["mean"], effects["half_width"], strict=True)])
+
+
+def verdict(mean: float, half_width: float) -> str:
+    """In words, of a difference where more is better and its interval."""
+    if half_width != half_width:  # NaN
+        return "one seed, no interval"
+    if abs(mean) <= half_width:
+        return "no difference we can see at this scale"
+    return "helps" if mean > 0 else "hurts"

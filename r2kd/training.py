@@ -7,12 +7,15 @@ after every epoch; asked for again it is returned, and one that was cut off goes
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from . import data, evaluation, losses, models, pruning, runs
+from . import data, evaluation, fidelity, losses, models, pruning, runs
 from .augmentation import AUGMENTATIONS
 from .data import ImageData
 from .progress import tqdm
@@ -65,7 +68,9 @@ class DistillConfig(TeacherConfig):
     method: "ce" (no teacher), "kd" (KL divergence) or "r2kd" (correlation distance, value and rank).
     teacher_checkpoint: weights to use for the teacher in place of training it.
     pruning_rate: share pruned from each layer of the teacher's copy; 0 is the dense teacher alone.
-    pruned_batchnorm: "batch", as released, or "running"; see pruning.MixedTeacher.
+    rank_regularisation: of the soft ranks; see losses.soft_rank_loss.
+    fidelity: "released", what the published students were trained by, or "intended", the method as described.
+    rank, value, pruned_batchnorm, pick, draws, reported: the switches of fidelity.SWITCHES; None is as `fidelity` has it.
     """
 
     teacher: TeacherConfig | None = None
@@ -79,7 +84,14 @@ class DistillConfig(TeacherConfig):
     rank_weight: float = 2.0
     pruning_rate: float = 0.1
     dense_weight: float = 0.7
-    pruned_batchnorm: str = "batch"
+    rank_regularisation: float = 0.1
+    fidelity: str = "released"
+    rank: str | None = None
+    value: str | None = None
+    pruned_batchnorm: str | None = None
+    pick: str | None = None
+    draws: str | None = None
+    reported: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,12 +101,18 @@ class DistillConfig(TeacherConfig):
             raise ValueError(f"unknown augmentation {self.augmentation!r}; known: {', '.join(AUGMENTATIONS)}")
         if not 0 <= self.pruning_rate < 1:
             raise ValueError(f"pruning_rate is a share of the weights, 0 <= rate < 1, not {self.pruning_rate}")
-        if self.pruned_batchnorm not in pruning.BATCHNORM_MODES:
-            raise ValueError(f"pruned_batchnorm is one of {', '.join(pruning.BATCHNORM_MODES)}")
+        fidelity.preset(self.fidelity)
+        for switch in fidelity.SWITCHES:
+            if self.switch(switch.name) not in switch.values:
+                raise ValueError(f"{switch.name} is {' or '.join(switch.values)}, not {self.switch(switch.name)!r}")
         if self.method == "ce" and (self.augmentation != "none" or self.teacher is not None):
             raise ValueError("method 'ce' has no teacher, and the augmented view carries no labels to learn from")
         if self.method != "ce" and self.teacher is None:
             raise ValueError(f"method {self.method!r} needs a teacher")
+
+    def switch(self, name: str) -> str:
+        """The value of a switch: as set, else as `fidelity` has it."""
+        return getattr(self, name) or fidelity.preset(self.fidelity)[name]
 
 
 Config = TeacherConfig | DistillConfig
@@ -157,10 +175,15 @@ def load_model(run: Run, num_classes: int, which: str = "last") -> nn.Module:
     return models.from_checkpoint(run.config["model"], num_classes, run.weights(which))
 
 
+def reported_top1(config: DistillConfig, run: Run) -> float:
+    """The accuracy in percent that the run reports: of its best epoch on the test split, as released, or of its last."""
+    return run.result[f"{config.switch('reported')}_top1"]
+
+
 def student_loss(
     config: DistillConfig, student_logits: dict[str, Tensor], teacher_logits: dict[str, Tensor], target: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(cross-entropy, distance): their sum is minimised. Logits (B, C) by view: "clean" and, if any, the augmentation's name.
+    """(cross-entropy, distance): their sum is minimised. Logits (B, C) by view: "clean" and, if there is one, "augmented".
 
     The cross-entropy is of the clean view only; the distances of all views are added. Released code; golden step.npz.
     """
@@ -176,9 +199,28 @@ def student_loss(
 def _distance(config: DistillConfig, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     if config.method == "kd":
         return config.kd_weight * losses.kd_loss(student_logits, teacher_logits, config.temperature)
-    value = losses.value_loss(student_logits, teacher_logits, config.temperature)
-    rank = losses.rank_loss(student_logits, teacher_logits, config.temperature)
+    soft_rank_loss = partial(losses.soft_rank_loss, regularisation=config.rank_regularisation)
+    value_loss = {"cosine": losses.value_loss, "pearson": losses.dist_loss}[config.switch("value")]
+    rank_loss = {"hard": losses.rank_loss, "soft": soft_rank_loss}[config.switch("rank")]
+    value = value_loss(student_logits, teacher_logits, config.temperature)
+    rank = rank_loss(student_logits, teacher_logits, config.temperature)
     return config.value_weight * value + config.rank_weight * rank
+
+
+class View(NamedTuple):
+    """What an augmented view of a batch depends on; see augmentation."""
+
+    augmentation: str = "none"
+    draws: str = "batch"
+    pick: str = "before"
+
+    @property
+    def purpose(self) -> tuple[str, ...]:
+        """What its random draws are for: views that differ in anything draw their own."""
+        return tuple(part for part, usual in zip(self, (None, "batch", "before"), strict=True) if part != usual)
+
+
+CLEAN = View()
 
 
 @dataclass
@@ -198,10 +240,13 @@ class Arm:
     images: int = 0
 
     @property
-    def views(self) -> tuple[str, ...]:
+    def views(self) -> dict[str, View]:
         """The views that the model sees, in the order of its forwards."""
-        augmentation = getattr(self.config, "augmentation", "none")
-        return ("clean",) if augmentation == "none" else ("clean", augmentation)
+        if getattr(self.config, "augmentation", "none") == "none":
+            return {"clean": CLEAN}
+        augmentation = self.config.augmentation
+        pick = self.config.switch("pick") if augmentation == "cutmixpick" else CLEAN.pick
+        return {"clean": CLEAN, "augmented": View(augmentation, self.config.switch("draws"), pick)}
 
     def begin_epoch(self, device: torch.device) -> None:
         self.sums, self.images = torch.zeros(4, device=device), 0
@@ -212,9 +257,10 @@ class Arm:
     def step(self, batch: "Batch") -> None:
         """One update. Each view is a forward of its own, with its own BatchNorm statistics, the clean one first."""
         self.model.train()
-        logits = {view: self.model(batch.view(view)) for view in self.views}
+        logits = {name: self.model(batch.images(view)) for name, view in self.views.items()}
         if isinstance(self.config, DistillConfig):
-            taught = {} if self.config.method == "ce" else {v: batch.teacher_logits(v, self.config) for v in logits}
+            views = {} if self.config.method == "ce" else self.views
+            taught = {name: batch.teacher_logits(view, self.config) for name, view in views.items()}
             ce, distance = student_loss(self.config, logits, taught, batch.target)
         else:
             ce = losses.cross_entropy(logits["clean"], batch.target)
@@ -293,46 +339,53 @@ class Arm:
 
 
 class Batch:
-    """A batch's views and the teachers' logits for them, each computed once, when the first arm asks."""
+    """A batch's views and the teachers' logits for them, each computed once, when the first arm asks.
+
+    `views` holds the images of those that are there already, CLEAN among them, each (B, 3, H, W); `augment` makes another:
+    augment(view, clean images, dense teacher) -> images.
+    """
 
     def __init__(
         self,
-        clean: Tensor,
+        views: dict[View, Tensor],
         target: Tensor,
-        images: ImageData,
-        generators: dict[str, torch.Generator],
-        teachers: "Teachers",
+        teachers: "Teachers | None",
+        augment: Callable[[View, Tensor, Callable], Tensor] | None = None,
     ) -> None:
         self.target = target
-        self._views = {"clean": clean}
+        self._views = views
         self._logits: dict[tuple, Tensor] = {}
-        self._images, self._generators, self._teachers = images, generators, teachers
+        self._teachers, self._augment = teachers, augment
 
-    def view(self, name: str) -> Tensor:
-        """(B, 3, H, W): "clean", or the view of an augmentation."""
-        if name not in self._views:
-            context = {"mean": self._images.mean, "std": self._images.std, "policy": self._images.policy}
-            if name == "cutmixpick":
-                context["teacher_logits"] = self._dense_logits("clean")
-            view = AUGMENTATIONS[name](self._views["clean"], self._generators[name], **context)
-            self._views[name] = view.contiguous(memory_format=torch.channels_last)
-        return self._views[name]
+    def images(self, view: View) -> Tensor:
+        """(B, 3, H, W)"""
+        if view not in self._views:
+            images = self._augment(view, self._views[CLEAN], self._dense)
+            self._views[view] = images.contiguous(memory_format=torch.channels_last)
+        return self._views[view]
 
-    def teacher_logits(self, view: str, config: DistillConfig) -> Tensor:
+    def teacher_logits(self, view: View, config: DistillConfig) -> Tensor:
         """(B, C): of the dense teacher, or of its mixture with the pruned copy that `config` describes."""
         mixed = self._teachers.mixed(config)
         if mixed is None:
             return self._dense_logits(view)
         key = (view, id(mixed))
         if key not in self._logits:
-            self._logits[key] = mixed(self.view(view), dense_logits=self._dense_logits(view))
+            self._logits[key] = mixed(self.images(view), dense_logits=self._dense_logits(view))
         return self._logits[key]
 
-    def _dense_logits(self, view: str) -> Tensor:
+    def _dense_logits(self, view: View) -> Tensor:
         if (view,) not in self._logits:
             with torch.no_grad():
-                self._logits[(view,)] = self._teachers.dense(self.view(view))
+                self._logits[(view,)] = self._teachers.dense(self.images(view))
         return self._logits[(view,)]
+
+    def _dense(self, images: Tensor) -> Tensor:
+        """The dense teacher's logits; those of the clean view are kept."""
+        if images is self._views[CLEAN]:
+            return self._dense_logits(CLEAN)
+        with torch.no_grad():
+            return self._teachers.dense(images)
 
 
 class Teachers:
@@ -343,10 +396,10 @@ class Teachers:
         self._mixed: dict[tuple, pruning.MixedTeacher] = {}
 
     def mixed(self, config: DistillConfig) -> pruning.MixedTeacher | None:
-        key = (config.pruning_rate, config.dense_weight, config.pruned_batchnorm)
+        key = (config.pruning_rate, config.dense_weight, config.switch("pruned_batchnorm"))
         if config.pruning_rate and key not in self._mixed:
             pruned = pruning.prune_l1(self.dense, config.pruning_rate).to(memory_format=torch.channels_last)
-            self._mixed[key] = pruning.MixedTeacher(self.dense, pruned, config.dense_weight, config.pruned_batchnorm)
+            self._mixed[key] = pruning.MixedTeacher(self.dense, pruned, *key[1:])
         return self._mixed.get(key)
 
 
@@ -396,12 +449,15 @@ def _epochs(
         for arm in active:
             arm.begin_epoch(device)
         order, crops = generator(config.seed, "order", epoch), generator(config.seed, "crops", epoch)
-        generators = {name: generator(config.seed, name, epoch) for name in AUGMENTATIONS}
+        generators = {
+            view: generator(config.seed, *view.purpose, epoch) for arm in active for view in arm.views.values()
+        }
+        augment = partial(_augment, images=images, generators=generators)
         started = shown = time.perf_counter()
         for index in data.batch_indices(len(images.train), config.batch_size, order):
             index = index.to(device)
             cropped = data.crop_and_flip(images.train.images[index], padding, images.flip, crops)
-            batch = Batch(images.normalize(cropped), images.train.labels[index], images, generators, teachers)
+            batch = Batch({CLEAN: images.normalize(cropped)}, images.train.labels[index], teachers, augment)
             for arm in active:
                 arm.step(batch)
             bar.update(len(index))
@@ -420,6 +476,12 @@ def _epochs(
                 arm.finish()
     bar.close()
     return failures
+
+
+def _augment(view: View, clean: Tensor, teacher: Callable, images: ImageData, generators: dict) -> Tensor:
+    context = {"mean": images.mean, "std": images.std, "policy": images.policy, "teacher": teacher}
+    context |= {"draws": view.draws, "pick": view.pick}
+    return AUGMENTATIONS[view.augmentation](clean, generators[view], **context)
 
 
 def _title(arms: list[Arm]) -> str:
@@ -457,11 +519,12 @@ def _teachers(configs: list[Config], images: ImageData, device: torch.device, pr
 
 
 def _as_dict(config: Config) -> dict:
-    return dataclasses.asdict(config) | {"milestones": list(milestones(config))}
+    switches = {name: config.switch(name) for name in fidelity.NAMES} if isinstance(config, DistillConfig) else {}
+    return dataclasses.asdict(config) | {"milestones": list(milestones(config))} | switches
 
 
 _SHARED = ("dataset", "image_size", "train_images", "test_images", "epochs", "batch_size", "seed", "device")
-_WHEREABOUTS = ("device", "data_root", "runs_root")
+_WHEREABOUTS = ("device", "data_root", "runs_root", "fidelity", "reported")  # the numbers do not depend on them
 
 
 def _identity(config: Config, images: ImageData) -> dict:

@@ -106,7 +106,7 @@ def _explorer(show: Callable[..., Figure], **controls: ipywidgets.Widget) -> ipy
 def _view(name: str, clean: torch.Tensor, images: ImageData, teacher: nn.Module, draw: int) -> torch.Tensor:
     context = {"mean": images.mean, "std": images.std, "policy": images.policy}
     with torch.inference_mode():
-        return AUGMENTATIONS[name](clean, generator(draw, name), teacher_logits=teacher(clean), **context)
+        return AUGMENTATIONS[name](clean, generator(draw, name), teacher=teacher, **context)
 
 
 def _gallery(rows: list[tuple[str, torch.Tensor]], images: ImageData) -> Figure:

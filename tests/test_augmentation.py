@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from r2kd import data
-from r2kd.augmentation import AUGMENTATIONS
+from r2kd.augmentation import AUGMENTATIONS, _boxes
 from r2kd.randomness import generator
 
 
@@ -11,36 +11,48 @@ def digits():
     return data.load("digits", image_size=32, splits=("train",))
 
 
-def views(name, digits, count=64, seed=0, teacher_logits=None):
+def teacher(images):
+    """Logits of the brightness of ten stripes: uncertain of what is grey all over."""
+    return 20 * images.mean(dim=(1, 2))[:, :30].unflatten(1, (10, -1)).mean(dim=2)
+
+
+def views(name, digits, count=64, seed=0, teacher=teacher, **switches):
     images = digits.normalize(digits.train.images[:count])
-    if teacher_logits is None:
-        teacher_logits = torch.randn(count, 10, generator=generator(1, "teacher"))
-    context = {"mean": digits.mean, "std": digits.std, "policy": digits.policy, "teacher_logits": teacher_logits}
+    context = {"mean": digits.mean, "std": digits.std, "policy": digits.policy, "teacher": teacher} | switches
     return images, AUGMENTATIONS[name](images, generator(seed, name), **context)
+
+
+def entropy(images):
+    return torch.distributions.Categorical(logits=teacher(images)).entropy()
+
+
+SWITCHES = [{}, {"draws": "sample"}, {"draws": "sample", "pick": "after"}]
 
 
 def test_the_six_views_are_the_papers():
     assert list(AUGMENTATIONS) == ["none", "mixup", "cutmix", "cutout", "autoaug", "cutmixpick"]
 
 
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_a_view_depends_on_its_generator_alone(name, digits):
+def test_a_view_depends_on_its_generator_alone(name, switches, digits):
     before = torch.random.get_rng_state()
-    images, view = views(name, digits)
+    images, view = views(name, digits, **switches)
     torch.rand(1)
-    _, again = views(name, digits)
-    others = [views(name, digits, seed=seed)[1] for seed in range(1, 6)]
+    _, again = views(name, digits, **switches)
+    others = [views(name, digits, seed=seed, **switches)[1] for seed in range(1, 6)]
     assert torch.equal(view, again)
     assert name == "none" or not all(torch.equal(view, other) for other in others)
     torch.random.set_rng_state(before)
-    views(name, digits)
+    views(name, digits, **switches)
     assert torch.equal(before, torch.random.get_rng_state())
     assert view.dtype == images.dtype and view.shape == images.shape and view.isfinite().all()
 
 
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_the_batch_that_was_given_is_left_as_it_was(name, digits):
-    images, _ = views(name, digits)
+def test_the_batch_that_was_given_is_left_as_it_was(name, switches, digits):
+    images, _ = views(name, digits, **switches)
     assert torch.equal(images, digits.normalize(digits.train.images[:64]))
 
 
@@ -118,6 +130,96 @@ def test_cutmixpick_keeps_a_batch_of_64_whole_as_released(digits):
 def test_cutmixpick_keeps_the_most_uncertain_of_a_larger_batch(digits):
     logits = torch.zeros(100, 10)
     logits[:, 0] = torch.arange(100.0)  # the first 64 are the least sure
-    _, picked = views("cutmixpick", digits, count=100, teacher_logits=logits)
+    _, picked = views("cutmixpick", digits, count=100, teacher=lambda images: logits)
     images = digits.normalize(digits.train.images[:100])
     assert torch.equal(picked, AUGMENTATIONS["cutmix"](images, generator(0, "cutmixpick"))[:64])
+
+
+@pytest.mark.parametrize("draws", ["batch", "sample"])
+def test_cutmixpick_of_its_authors_keeps_the_half_of_two_mixes_most_uncertain_once_mixed(digits, draws):
+    asked = []
+
+    def listening(images):
+        asked.append(images)
+        return teacher(images)
+
+    images, picked = views("cutmixpick", digits, teacher=listening, pick="after", draws=draws)
+    drawn = generator(0, "cutmixpick")
+    pool = torch.cat([AUGMENTATIONS["cutmix"](images, drawn, draws=draws) for _ in range(2)])
+    assert len(asked) == 1 and torch.equal(asked[0], pool)
+    kept = [next(i for i, mixed in enumerate(pool) if torch.equal(mixed, image)) for image in picked]
+    left = sorted(set(range(len(pool))) - set(kept))
+    assert len(picked) == len(images) and kept == sorted(kept)
+    assert entropy(pool[kept]).min() >= entropy(pool[left]).max() - 1e-6
+    assert entropy(picked).mean() > entropy(pool).mean() > 0
+
+
+def test_cutmixpick_refuses_another_pick(digits):
+    with pytest.raises(ValueError, match="'before' or 'after'"):
+        views("cutmixpick", digits, pick="never")
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "cutout", "autoaug", "cutmixpick"])
+def test_draws_are_one_for_the_batch_or_one_for_each_image(name, digits):
+    with pytest.raises(ValueError, match="'batch' or one for each 'sample'"):
+        views(name, digits, draws="pixel")
+
+
+def same_everywhere(changes):
+    return all(torch.equal(change, changes[0]) for change in changes)
+
+
+def test_cutout_of_each_sample_has_a_place_of_its_own():
+    images = torch.ones(16, 3, 32, 32)
+    for draws, same in (("batch", True), ("sample", False)):
+        cleared = AUGMENTATIONS["cutout"](images, generator(0, "cutout"), draws=draws) == 0
+        assert same_everywhere(cleared) is same
+        areas = cleared[:, 0].sum(dim=(1, 2))
+        assert areas.max() <= 64 and areas.min() >= 16
+
+
+def test_cutmix_of_each_sample_has_a_box_of_its_own():
+    images = torch.arange(16.0).view(-1, 1, 1, 1).expand(16, 3, 32, 32).contiguous()
+    for draws, same in (("batch", True), ("sample", False)):
+        view = AUGMENTATIONS["cutmix"](images, generator(1, "cutmix"), draws=draws)
+        changed = (view != images)[(view != images).flatten(1).any(dim=1)]
+        assert len(changed) > 8 and same_everywhere(changed) is same
+        for change in changed:  # a box: rows times columns
+            assert torch.equal(change[0], change[0].any(dim=1)[:, None] & change[0].any(dim=0))
+
+
+def test_mixup_of_each_sample_has_a_weight_of_its_own(digits):
+    for draws, spread in (("batch", 0), ("sample", 0.2)):
+        images = torch.arange(1.0, 65).view(-1, 1, 1, 1).expand(64, 3, 2, 2) ** 3  # no two blends alike
+        drawn = generator(3, "mixup")
+        view = AUGMENTATIONS["mixup"](images, drawn, draws=draws)
+        again = generator(3, "mixup")
+        torch.randint(2**31, (), generator=again)
+        other = images[torch.randperm(64, generator=again)]
+        moved = (other != images)[:, 0, 0, 0]
+        weights = ((view - other) / (images - other))[moved, 0, 0, 0]
+        assert weights.std() >= spread if spread else weights.std() < 1e-2
+        assert weights.min() > -1e-2 and weights.max() < 1 + 1e-2
+
+
+def test_autoaug_of_each_sample_is_torchvisions_image_by_image(digits, monkeypatch):
+    batches = []
+
+    def transform(policy):
+        return lambda pixels: batches.append(len(pixels)) or pixels
+
+    monkeypatch.setattr("r2kd.augmentation.AutoAugment", transform)
+    for draws in ("batch", "sample"):
+        views("autoaug", digits, count=5, draws=draws)
+    assert batches == [5, 1, 1, 1, 1, 1]
+
+
+def test_boxes_are_cut_by_a_pixel_where_their_side_is_odd_as_released():
+    images = torch.zeros(1, 3, 32, 32)
+    for seed in range(30):
+        box = _boxes(images, torch.tensor([7.9]), torch.tensor([4.0]), generator(seed, "box"))[0, 0]
+        rows, columns = int(box.any(dim=1).sum()), int(box.any(dim=0).sum())
+        assert 3 <= rows <= 6 and 2 <= columns <= 4
+        middle = generator(seed, "box")
+        y, x = (int(torch.randint(32, (1, 1), generator=middle)) for _ in range(2))
+        assert rows == min(y + 3, 32) - max(y - 3, 0) and columns == min(x + 2, 32) - max(x - 2, 0)

@@ -24,7 +24,7 @@ def test_the_paper_profile_is_the_released_recipe():
     assert {student.learning_rate for student in students} == {0.01}
     r2kd = [student for student in students if student.method == "r2kd"]
     assert {(s.temperature, s.value_weight, s.rank_weight, s.dense_weight) for s in r2kd} == {(4.0, 2.0, 2.0, 0.7)}
-    assert {(s.pruned_batchnorm, s.pruning_rate) for s in r2kd} == {("batch", 0.0), ("batch", 0.1)}
+    assert {(s.switch("pruned_batchnorm"), s.pruning_rate) for s in r2kd} == {("batch", 0.0), ("batch", 0.1)}
 
 
 @pytest.mark.parametrize("profile", experiments.PROFILES)

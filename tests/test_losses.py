@@ -1,3 +1,4 @@
+import functools
 import math
 
 import numpy as np
@@ -8,12 +9,19 @@ from hypothesis import strategies as st
 
 from r2kd import losses
 
-DISTANCES = {"value": losses.value_loss, "rank": losses.rank_loss, "kd": losses.kd_loss}
+DISTANCES = {
+    "value": losses.value_loss,
+    "rank": losses.rank_loss,
+    "soft rank": losses.soft_rank_loss,
+    "dist": losses.dist_loss,
+    "kd": losses.kd_loss,
+}
 RELEASED = {
     "ce": lambda student, teacher, target: losses.cross_entropy(student, target),
     "kd_T4": lambda student, teacher, target: losses.kd_loss(student, teacher),
     "r2kd_value_T4_w2": lambda student, teacher, target: 2 * losses.value_loss(student, teacher),
     "r2kd_value_T1_w1": lambda student, teacher, target: losses.value_loss(student, teacher, temperature=1.0),
+    "dist_b1_g1_T1": lambda student, teacher, target: losses.dist_loss(student, teacher, temperature=1.0),
     "r2kd_rank_T4_w2": lambda student, teacher, target: 2 * losses.rank_loss(student, teacher),
 }
 
@@ -40,11 +48,13 @@ cases = given(st.integers(0, 10_000), st.integers(2, 12), st.integers(2, 12), st
 
 @cases
 def test_every_distance_of_a_thing_to_itself_is_zero(seed, batch, classes, scale):
-    student, _ = logits(
-        seed, batch, classes, min(scale, 2)
-    )  # a class without weight counts as distant, even from itself
-    for distance in DISTANCES.values():
-        assert distance(student, student).item() == pytest.approx(0, abs=1e-3)
+    # a class without weight, or with the same weight in all samples, counts as distant, even from itself
+    student, _ = logits(seed, batch, classes, min(scale, 2))
+    for name, distance in DISTANCES.items():
+        if name != "dist":
+            assert distance(student, student).item() == pytest.approx(0, abs=1e-3)
+    student, _ = logits(seed, 6 * batch, classes, 2)  # two samples of one class may be as good as alike
+    assert losses.dist_loss(student, student).item() == pytest.approx(0, abs=1e-2)
 
 
 @cases
@@ -52,6 +62,8 @@ def test_distances_stay_in_their_bounds(seed, batch, classes, scale):
     student, teacher = logits(seed, batch, classes, scale)
     assert -1e-9 <= losses.value_loss(student, teacher, 3.0).item() <= 2 * 3.0**2
     assert -1e-9 <= losses.rank_loss(student, teacher).item() <= 2 + 1e-9
+    assert -1e-9 <= losses.soft_rank_loss(student, teacher).item() <= 2 + 1e-9
+    assert -1e-9 <= losses.dist_loss(student, teacher, 3.0).item() <= 4 * 3.0**2 + 1e-9
     assert losses.kd_loss(student, teacher).item() >= -1e-9
 
 
@@ -78,9 +90,75 @@ def test_reversed_order_is_the_largest_rank_distance_and_scaling_is_none():
     assert losses.rank_loss(0.5 * teacher, teacher).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_the_value_gradient_is_right():
+@pytest.mark.parametrize("distance", [losses.value_loss, losses.dist_loss, losses.kd_loss])
+def test_the_gradient_is_right(distance):
     student, teacher = logits(1, 5, 4, 2.0)
-    assert torch.autograd.gradcheck(losses.value_loss, (student.requires_grad_(), teacher))
+    assert torch.autograd.gradcheck(distance, (student.requires_grad_(), teacher))
+
+
+@pytest.mark.parametrize("regularisation", [0.03, 0.1, 1.0, 10.0])
+def test_the_soft_rank_gradient_is_right(regularisation):
+    student, teacher = logits(1, 5, 7, 2.0)
+    distance = functools.partial(losses.soft_rank_loss, temperature=2.0, regularisation=regularisation)
+    assert torch.autograd.gradcheck(distance, (student.requires_grad_(), teacher.requires_grad_()))
+
+
+def orders(seed: int, batch: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that are permutations of 0 ... C - 1, so that no two lie closer than 1."""
+    draws = torch.Generator().manual_seed(seed)
+    rows = [[torch.randperm(classes, generator=draws) for _ in range(batch)] for _ in range(2)]
+    return tuple(torch.stack(row).double() for row in rows)
+
+
+@cases
+def test_soft_ranks_are_the_hard_ones_in_the_limit(seed, batch, classes, scale):
+    student, teacher = orders(seed, batch, classes)
+    soft = losses.soft_rank_loss(scale * student, scale * teacher, regularisation=scale / 200)
+    assert soft.item() == pytest.approx(losses.rank_loss(student, teacher).item(), abs=1e-5)
+
+
+@cases
+def test_in_the_limit_a_monotone_map_changes_no_soft_rank(seed, batch, classes, scale):
+    student, teacher = orders(seed, batch, classes)
+    loss = losses.soft_rank_loss(student, teacher, regularisation=1e-3).item()
+    for monotone in (lambda z: scale * z**3 + z, lambda z: (z / 2).exp() + 0.1 * z, lambda z: z + 3 * (z > 2)):
+        mapped = losses.soft_rank_loss(monotone(student), teacher, regularisation=1e-3)
+        assert mapped.item() == pytest.approx(loss, abs=1e-6)
+
+
+@cases
+def test_soft_ranks_of_equal_orders_are_at_no_distance_of_reversed_at_the_largest(seed, batch, classes, scale):
+    order, _ = orders(seed, batch, classes)
+    same, reversed_ = scale * order**2 + order, -scale * order
+    assert losses.soft_rank_loss(same, order, regularisation=1e-3).item() == pytest.approx(0, abs=1e-5)
+    assert losses.soft_rank_loss(reversed_, order, regularisation=scale / 1e3).item() == pytest.approx(2, abs=1e-5)
+
+
+@cases
+def test_strongly_regularised_it_is_pearsons_distance_of_the_logits(seed, batch, classes, scale):
+    student, teacher = logits(seed, batch, classes + 3, 1.0)
+    pearson = [np.corrcoef(a, b)[0, 1] for a, b in zip(student.numpy(), teacher.numpy(), strict=True)]
+    soft = losses.soft_rank_loss(student, teacher, regularisation=5.0)
+    assert soft.item() == pytest.approx(1 - np.mean(pearson), abs=1e-2)
+
+
+def test_soft_ranks_in_half_precision_are_those_of_single():
+    student, teacher = (values.half() for values in logits(3, 64, 100, 4.0))
+    single = student.float().requires_grad_()
+    half = student.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = losses.soft_rank_loss(half, teacher)
+    expected = losses.soft_rank_loss(single, teacher.float())
+    assert loss.item() == expected.item()
+    (1024 * loss).backward()  # as a gradient scaler does
+    (1024 * expected).backward()
+    torch.testing.assert_close(half.grad, single.grad.half(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("regularisation", [0.0, -1.0, float("nan")])
+def test_soft_ranks_refuse_no_regularisation(regularisation):
+    with pytest.raises(ValueError, match="must be above 0"):
+        losses.soft_rank_loss(torch.zeros(2, 2), torch.zeros(2, 2), regularisation=regularisation)
 
 
 def test_the_rank_term_as_released_has_no_gradient():
@@ -105,6 +183,9 @@ def test_losses_and_gradients_are_finite_at_the_extremes(student, teacher, dtype
         with torch.autocast("cpu", dtype=torch.float16, enabled=dtype == torch.float16):
             loss = distance(given, EXTREMES[teacher]().to(dtype))
         assert math.isfinite(loss.item())
-        if name != "rank":
-            loss.backward()
-            assert given.grad.isfinite().all()
+        if name == "rank" or (
+            name == "dist" and dtype == torch.float16
+        ):  # DIST's epsilon: up to 1e8 where all are alike
+            continue
+        loss.backward()
+        assert given.grad.isfinite().all()

@@ -12,7 +12,8 @@ import pytest
 import torch
 from conftest import fill
 
-from r2kd import models, pruning, runs, training
+from r2kd import evaluation, fidelity, losses, models, pruning, runs, training
+from r2kd.randomness import seeded
 from r2kd.training import DistillConfig, TeacherConfig
 
 SMALL = {"dataset": "digits", "image_size": 16, "train_images": 100, "test_images": 100, "epochs": 2, "device": "cpu"}
@@ -46,37 +47,132 @@ def same_weights(run, other) -> bool:
     )
 
 
-@pytest.mark.parametrize("mode", ["batch", "running"])
-def test_three_updates_are_the_released_ones(mode, golden):
+def golden_step(golden, **switches):
+    """The student, the teachers and the batch of step.npz; both views are given, none is drawn."""
     step = np.load(golden / "step.npz")
-    config = student(_teacher("resnet32"), ".", model="resnet20", augmentation="cutmix")
-    pupil = fill(models.create("resnet20", 100)).train()
-    dense = fill(models.create("resnet32", 100)).eval()
-    pruned = pruning.prune_l1(dense, 0.1)
+    config = student(_teacher("resnet32"), ".", model="resnet20", augmentation="cutmix", **switches)
+    pupil = fill(models.create("resnet20", 100))
+    optimizer = torch.optim.SGD(pupil.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    arm = training.Arm(config, runs.at(".", "golden", {}), pupil, optimizer)
+    teachers = training.Teachers(fill(models.create("resnet32", 100)).eval())
+    given = {arm.views["clean"]: step["image"], arm.views["augmented"]: step["augmented_image"]}
+    views = {view: torch.tensor(images) for view, images in given.items()}
+    return step, arm, teachers, lambda: training.Batch(views, torch.tensor(step["target"]), teachers)
+
+
+@pytest.mark.parametrize(
+    ("mode", "switches"), [("batch", {"fidelity": "released"}), ("running", {"pruned_batchnorm": "running"})]
+)
+def test_three_updates_are_the_released_ones(mode, switches, golden):
+    step, arm, teachers, batch = golden_step(golden, **switches)
+    first = arm.model.train()(torch.tensor(step["image"])).detach().numpy()
+    np.testing.assert_allclose(first, step[f"{mode}/student_logits"], rtol=1e-4, atol=1e-3)
+    fill(arm.model)  # that forward moved the running statistics
+    for k in range(3):
+        arm.begin_epoch(torch.device("cpu"))
+        arm.step(batch())
+        _, ce, distance, _ = (arm.sums / arm.images).tolist()
+        assert ce == pytest.approx(float(step[f"{mode}/loss_ce/{k}"]), rel=1e-3)
+        assert distance == pytest.approx(float(step[f"{mode}/loss_kd/{k}"]), rel=1e-3)
+        if k == 0:
+            assert_close(arm.model.fc.weight.grad, step[f"{mode}/grad/fc.weight"])
+            # one ReLU of the released float32 run, 1.7e-7 standard deviations from 0, is on the other side in float64
+            assert_close(arm.model.conv1.weight.grad, step[f"{mode}/grad/conv1.weight"], tolerance=3e-3)
+    assert_close(arm.model.fc.bias.detach(), step[f"{mode}/after3/fc.bias"])
+    pruned = teachers.mixed(arm.config).pruned
     for name in ("conv1.weight", "layer1.0.conv1.weight"):
         np.testing.assert_array_equal(pruned.state_dict()[name].numpy(), step[f"pruned/{name}"])
     table = pruning.sparsity_table(pruned)
     assert sum(row["weights"] - row["zeros"] for row in table) == step["pruned/nonzero"]
-    mixed = pruning.MixedTeacher(dense, pruned, config.dense_weight, mode)
-    optimizer = torch.optim.SGD(pupil.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    views = {"clean": torch.tensor(step["image"]), "cutmix": torch.tensor(step["augmented_image"])}
-    for k in range(3):
-        logits = {view: pupil(batch) for view, batch in views.items()}
-        taught = {view: mixed(batch) for view, batch in views.items()}
-        ce, distance = training.student_loss(config, logits, taught, torch.tensor(step["target"]))
-        assert ce.item() == pytest.approx(float(step[f"{mode}/loss_ce/{k}"]), rel=1e-3)
-        assert distance.item() == pytest.approx(float(step[f"{mode}/loss_kd/{k}"]), rel=1e-3)
+
+
+def test_intended_differs_from_released_in_the_switches_of_the_table_and_in_nothing_else(golden):
+    released, intended = (student(_teacher("resnet32"), ".", fidelity=name) for name in ("released", "intended"))
+    for switch in fidelity.SWITCHES:
+        assert released.switch(switch.name) == switch.released != switch.intended == intended.switch(switch.name)
+    assert dataclasses.replace(intended, fidelity="released") == released == student(_teacher("resnet32"), ".")
+    each = {switch.name: switch.intended for switch in fidelity.SWITCHES}
+    assert training._as_dict(dataclasses.replace(released, **each)) | {"fidelity": "intended"} == training._as_dict(
+        intended
+    )
+
+    def losses_of(**switches):
+        _, arm, _, batch = golden_step(golden, **switches)
+        arm.begin_epoch(torch.device("cpu"))
+        arm.step(batch())
+        return (arm.sums / arm.images).tolist()
+
+    as_released = losses_of()
+    for name in ("rank", "value", "pruned_batchnorm"):  # the other three act before the step, or after the last
+        changed = losses_of(**{name: each[name]})
+        assert changed[1] == as_released[1] and abs(changed[2] / as_released[2] - 1) > 1e-3
+    assert losses_of(fidelity="intended") == losses_of(rank="soft", value="pearson", pruned_batchnorm="running")
+
+
+def test_the_augmented_view_is_drawn_as_the_switches_say(images, teacher, monkeypatch):
+    asked = []
+
+    def cutmixpick(clean, generator, *, draws, pick, **context):
+        asked.append((draws, pick))
+        return clean
+
+    monkeypatch.setitem(training.AUGMENTATIONS, "cutmixpick", cutmixpick)
+    for name in fidelity.PRESETS:
+        config = student(teacher, teacher.runs_root, augmentation="cutmixpick", fidelity=name, epochs=1, seed=77)
+        training.distill(config, images, progress=False)
+    assert set(asked) == {("batch", "before"), ("sample", "after")}
+
+
+def test_what_a_run_reports_is_its_best_epoch_as_released_or_its_last(images, teacher, tmp_path):
+    config = student(teacher, tmp_path)
+    run = training.distill(config, images, progress=False)
+    intended = dataclasses.replace(config, reported="last")
+    assert training.find_run(intended, images) == run
+    assert training.reported_top1(config, run) == run.metrics["test_top1"].max()
+    assert training.reported_top1(intended, run) == run.metrics["test_top1"].iloc[-1]
+
+
+def rank_alone(**switches):
+    """How a student's Spearman correlation with its teacher moves in 30 updates on the rank term alone."""
+    config = DistillConfig(
+        model="resnet8", teacher=TeacherConfig(model="resnet8"), ce_weight=0, value_weight=0, **switches
+    )
+    pupil = torch.nn.Parameter(torch.randn(64, 100, generator=torch.Generator().manual_seed(0)))
+    taught = torch.randn(64, 100, generator=torch.Generator().manual_seed(1))
+    target = torch.zeros(64, dtype=torch.long)
+    optimizer = torch.optim.SGD([pupil], lr=50.0)
+    moved = []
+    for _ in range(30):
+        moved.append(1 - float(losses.rank_loss(pupil, taught)))
+        _, distance = training.student_loss(config, {"clean": pupil}, {"clean": taught}, target)
         optimizer.zero_grad()
-        (ce + distance).backward()
-        if k == 0:
-            np.testing.assert_allclose(
-                logits["clean"].detach().numpy(), step[f"{mode}/student_logits"], rtol=1e-4, atol=1e-3
-            )
-            assert_close(pupil.fc.weight.grad, step[f"{mode}/grad/fc.weight"])
-            # one ReLU of the released float32 run, 1.7e-7 standard deviations from 0, is on the other side in float64
-            assert_close(pupil.conv1.weight.grad, step[f"{mode}/grad/conv1.weight"], tolerance=3e-3)
+        distance.backward()
         optimizer.step()
-    assert_close(pupil.fc.bias.detach(), step[f"{mode}/after3/fc.bias"])
+    return moved, float(pupil.grad.abs().max())
+
+
+def test_as_released_the_rank_term_has_no_gradient_and_as_intended_it_teaches():
+    released, gradient = rank_alone(fidelity="released")
+    assert gradient == 0 and released[-1] == released[0]
+    intended, gradient = rank_alone(fidelity="intended")
+    assert gradient > 0 and intended[-1] > intended[0] + 0.1
+
+
+def test_a_student_trained_by_the_rank_term_alone_comes_to_rank_as_its_teacher_does(teacher, images, tmp_path):
+    pupils = {}
+    for name in fidelity.PRESETS:
+        alone = {"fidelity": name, "ce_weight": 0.0, "value_weight": 0.0, "pruning_rate": 0.0, "weight_decay": 0.0}
+        run = training.distill(student(teacher, tmp_path, **alone, epochs=8, learning_rate=0.2), images, progress=False)
+        pupils[name] = training.load_model(run, images.num_classes)
+    with seeded(0, "weights", "resnet8"):
+        pupils["untrained"] = models.create("resnet8", images.num_classes)
+    taught = evaluation.predict(training.load_model(training.train_teacher(teacher, images), 10), images.train, images)
+    agreement = {
+        name: 1 - float(losses.rank_loss(evaluation.predict(pupil.train(), images.train, images), taught))
+        for name, pupil in pupils.items()
+    }
+    assert agreement["released"] == agreement["untrained"]
+    assert agreement["intended"] > agreement["untrained"] + 0.1
 
 
 def assert_close(values: torch.Tensor, expected: np.ndarray, tolerance: float = 1e-3) -> None:
@@ -290,7 +386,9 @@ def test_an_unreadable_state_names_the_folder_to_delete(images, tmp_path):
         ({"method": "dream"}, "unknown method"),
         ({"augmentation": "rotate"}, "unknown augmentation"),
         ({"pruning_rate": 1.0}, "pruning_rate is a share"),
-        ({"pruned_batchnorm": "off"}, "pruned_batchnorm is one of"),
+        ({"pruned_batchnorm": "off"}, "pruned_batchnorm is batch or running, not 'off'"),
+        ({"fidelity": "hearsay"}, "unknown fidelity .hearsay.; known: released, intended"),
+        ({"rank": "firm"}, "rank is hard or soft, not .firm."),
         ({"method": "ce"}, "has no teacher"),
         ({"teacher": None}, "needs a teacher"),
     ],
