@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--device", default="auto", help="auto, cpu, cuda, ... [auto]")
     top.add_argument("--image-size", type=int, help="side in pixels that the images of a folder are brought to")
     top.add_argument("--teacher-checkpoint", help="weights of the teacher, in place of training it")
+    top.add_argument("--published-root", help="where the published students lie [r2kd-published/ beside the data sets]")
+    top.add_argument("--download-published", action="store_true", help="fetch them there first (notebook 05)")
     return top
 
 
@@ -79,6 +81,7 @@ def run_notebooks(options: argparse.Namespace) -> int:
     where = {name: getattr(options, name) for name in names}
     for name in ("data_root", "runs_root", "figures_root", "teacher_checkpoint"):  # notebooks run in their own folder
         where[name] = where[name] and str(Path(where[name]).expanduser().resolve())
+    published_root = options.published_root and str(Path(options.published_root).expanduser().resolve())
     dataset = options.dataset
     if dataset is not None and Path(dataset).expanduser().is_dir() and dataset not in data.NAMES:
         dataset = str(Path(dataset).expanduser().resolve())
@@ -90,12 +93,15 @@ def run_notebooks(options: argparse.Namespace) -> int:
         executed = runs.root_folder(study.runs_root) / "notebooks" / study.figures.parent.name / study.figures.name
         executed.mkdir(parents=True, exist_ok=True)
         parameters = {"profile": study.profile, "dataset": study.dataset, "pair": study.pair} | where
+        published = {name: where[name] for name in ("device", "data_root", "figures_root")}
+        published |= {"published_root": published_root, "download": options.download_published}
         for i, notebook in enumerate(notebooks, 1):
             print(
                 f"{study.profile}, {study.dataset}, {study.pair}: notebook {i} of {len(notebooks)}, {notebook.stem}",
                 flush=True,
             )
-            if not execute(notebook, executed / notebook.name, parameters):
+            own = published if notebook.stem == "05_published_results" else parameters
+            if not execute(notebook, executed / notebook.name, own):
                 return 1
         summarise(study.figures, executed)
     print(f"finished in {time.perf_counter() - started:.0f} s")

@@ -292,13 +292,21 @@ def paired_difference(table: pd.DataFrame, switch: str, value: str, by: list[str
 def switch_effects(table: pd.DataFrame, value: str) -> pd.DataFrame:
     """What each arm of the ablation changes in `value`, by seed: mean, half_width, n of arm minus "released", and a verdict.
 
-    `table`: a row a run, with the columns arm, seed and `value`.
+    `table`: a row a run, with the columns arm, seed, top1, best_top1 and `value`. The switch `reported` trains nothing: of
+    "top1" its row is the released arm's last minus its best epoch.
     """
     wide = table.pivot_table(index="seed", columns="arm", values=value, sort=False)
     changed = wide.drop(columns="released").sub(wide["released"], axis=0)
-    long = changed.melt(value_name="difference", ignore_index=False).reset_index()
+    if value == "top1":
+        released = table[table["arm"] == "released"].set_index("seed")
+        changed.insert(len(changed.columns) - 1, "reported: last", released["top1"] - released["best_top1"])
+    long = changed.melt(var_name="arm", value_name="difference", ignore_index=False).reset_index()
     effects = mean_interval(long, ["arm"], "difference")
-    return effects.assign(verdict=[verdict(*row) for row in zip(effects["mean"], effects["half_width"], strict=True)])
+    verdicts = [verdict(*row) for row in zip(effects["mean"], effects["half_width"], strict=True)]
+    effects["verdict"] = verdicts
+    same = (effects["arm"] == "reported: last") & (effects["verdict"] == "hurts")
+    effects.loc[same, "verdict"] = "a lower number for the same students"
+    return effects
 
 
 def verdict(mean: float, half_width: float) -> str:

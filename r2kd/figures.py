@@ -124,6 +124,15 @@ def _dots(axes: Axes, table: pd.DataFrame, value: str, xlabel: str) -> None:
     axes.set_xlabel(xlabel)
 
 
+def _intervals(axes: Axes, names: list[str], means: pd.Series, half_widths: pd.Series, xlabel: str) -> None:
+    """One row a name, first on top: a mean and its interval."""
+    rows = np.arange(len(names))[::-1]
+    errors = half_widths.fillna(0)
+    axes.errorbar(means, rows, xerr=errors, fmt="o", color=COLOURS[0], capsize=3, markersize=7)
+    axes.set_yticks(rows, names)
+    axes.set_xlabel(xlabel)
+
+
 def pruning_accuracy(table: pd.DataFrame) -> Figure:
     figure, (axes,) = _figure(table, "Pruning the teacher: accuracy")
     _lines(axes, table, "rate", "top1", "batchnorm")
@@ -235,6 +244,51 @@ def best_epoch(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def ablation(table: pd.DataFrame) -> Figure:
+    columns = {"top1": "test accuracy, last epoch (%)", "spearman": "rank correlation with the teacher"}
+    title = f"As released, each switch alone, as intended ({_seeds(table)}; 95 % intervals)"
+    figure, axes = _figure(table, title, columns=2, size=(9, 4.2))
+    names = list(dict.fromkeys(table["arm"]))
+    for panel, (measure, label) in zip(axes, columns.items(), strict=True):
+        rows = table[table["measure"] == measure].set_index("arm").loc[names]
+        _intervals(panel, names, rows["mean"], rows["half_width"], label)
+    axes[1].set_yticklabels([])
+    teacher = table["teacher_top1"].iloc[0]
+    axes[0].set_title(f"teacher: {teacher:.1f} %", fontsize=9)
+    return figure
+
+
+def switch_effects(table: pd.DataFrame) -> Figure:
+    title = f"What each switch changes against the released code ({_seeds(table)}, paired; 95 % intervals)"
+    figure, axes = _figure(table, title, columns=2, size=(9, 4.2))
+    labels = {"top1": "test accuracy (points)", "spearman": "rank correlation with the teacher"}
+    names = list(dict.fromkeys(table["arm"]))
+    for panel, (measure, label) in zip(axes, labels.items(), strict=True):
+        rows = table[table["measure"] == measure].set_index("arm").reindex(names)
+        _intervals(panel, names, rows["mean"], rows["half_width"], f"change in {label}")
+        panel.axvline(0, color="0.3", linewidth=1)
+    axes[1].set_yticklabels([])
+    return figure
+
+
+def published(table: pd.DataFrame) -> Figure:
+    present = int((table["status"] == "evaluated").sum())
+    title = f"The authors' published students: {present} of {len(table)} present"
+    figure, axes = _figure(table, title, columns=2, size=(9, 4.2))
+    labels = {"top1": "top-1 accuracy (%)", "ece": "expected calibration error (%)"}
+    pairs = list(dict.fromkeys(table["pair"]))
+    for panel, (column, label) in zip(axes, labels.items(), strict=True):
+        for i, (augmentation, rows) in enumerate(table.groupby("augmentation", sort=False)):
+            places = [len(pairs) - 1 - pairs.index(pair) + 0.13 * (2 - i) for pair in rows["pair"]]
+            panel.plot(rows[column], places, linestyle="", marker=MARKERS[i], color=COLOURS[i], label=augmentation)
+        panel.set_yticks(range(len(pairs)), pairs[::-1])
+        panel.set_ylim(-0.6, len(pairs) - 0.4)
+        panel.set_xlabel(label)
+    axes[1].set_yticklabels([])
+    axes[0].legend(title="augmented view", fontsize=8)
+    return figure
+
+
 def robustness(table: pd.DataFrame) -> Figure:
     panels = list(table.groupby("corruption", sort=False))
     figure, axes = _figure(table, f"Accuracy under corruption ({_seeds(table)})", len(panels), (11, 4.3))
@@ -282,6 +336,9 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
         students,
         pruning_gain,
         best_epoch,
+        ablation,
+        switch_effects,
+        published,
         robustness,
         robustness_students,
         reliability,

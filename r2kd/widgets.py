@@ -17,10 +17,10 @@ from .randomness import generator
 SHOWN = 8
 
 
-def show_augmentations(images: ImageData, teacher: nn.Module, draw: int = 2) -> Figure:
-    """Eight training images and each of their augmented views; `draw` seeds them."""
+def show_augmentations(images: ImageData, teacher: nn.Module, draw: int = 2, **switches: str) -> Figure:
+    """Eight training images and each of their augmented views; `draw` seeds them, `switches` are draws and pick."""
     clean = images.normalize(images.train.images[: 2 * SHOWN])
-    rows = [(name, _view(name, clean, images, teacher, draw)) for name in AUGMENTATIONS]
+    rows = [(name, _view(name, clean, images, teacher, draw, **switches)) for name in AUGMENTATIONS]
     return _gallery([("clean" if name == "none" else name, view) for name, view in rows], images)
 
 
@@ -103,8 +103,10 @@ def _explorer(show: Callable[..., Figure], **controls: ipywidgets.Widget) -> ipy
     return ipywidgets.interactive(lambda **values: display(show(**values)), **controls)
 
 
-def _view(name: str, clean: torch.Tensor, images: ImageData, teacher: nn.Module, draw: int) -> torch.Tensor:
-    context = {"mean": images.mean, "std": images.std, "policy": images.policy}
+def _view(
+    name: str, clean: torch.Tensor, images: ImageData, teacher: nn.Module, draw: int, **switches: str
+) -> torch.Tensor:
+    context = {"mean": images.mean, "std": images.std, "policy": images.policy} | switches
     with torch.inference_mode():
         return AUGMENTATIONS[name](clean, generator(draw, name), teacher=teacher, **context)
 

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from r2kd import experiments
+from r2kd import experiments, fidelity
 from r2kd.augmentation import AUGMENTATIONS
 
 
@@ -51,6 +51,35 @@ def test_differences_are_paired_by_seed():
     table = pd.DataFrame(rows, columns=["augmentation", "pruned", "seed", "last_top1"])
     (row,) = experiments.paired_difference(table, "pruned", "last_top1", ["augmentation"]).to_dict("records")
     assert row == {"augmentation": "mixup", "mean": 1, "n": 3, "half_width": 0}
+
+
+def test_the_ablation_turns_each_switch_alone_and_all_of_them():
+    arms = experiments.study("small").ablation(1)
+    turned = {name: config for name, config in arms.items() if config.method == "r2kd"}
+    assert list(arms) == ["cross-entropy", "released", *list(turned)[1:-1], "intended"]
+    for name, config in turned.items():
+        assert (config.augmentation, config.pruning_rate, config.seed) == ("cutmixpick", 0.1, 1)
+        away = [s.name for s in fidelity.SWITCHES if config.switch(s.name) != s.released]
+        expected = {"released": [], "intended": list(fidelity.NAMES)}.get(name, [name.split(":")[0]])
+        assert away == expected
+    assert {name.split(":")[0] for name in turned} == {"released", "intended", *fidelity.NAMES} - {"reported"}
+
+
+def test_what_a_switch_does_is_paired_with_the_released_run_of_its_seed():
+    rows = [("released", 0, 50, 51), ("released", 1, 60, 62), ("released", 2, 40, 43)]
+    rows += [
+        ("rank: soft", seed, top1 + added, 0) for (_, seed, top1, _), added in zip(rows, (2, 2.1, 1.9), strict=True)
+    ]
+    rows += [
+        ("intended", seed, top1 + added, 0) for (_, seed, top1, _), added in zip(rows[:3], (-9, 9, 1), strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=["arm", "seed", "top1", "best_top1"])
+    effects = experiments.switch_effects(table, "top1").set_index("arm")
+    assert list(effects.index) == ["rank: soft", "reported: last", "intended"]
+    assert effects["mean"].round(6).tolist() == [2, -2, pytest.approx(1 / 3)]
+    assert effects["verdict"].tolist() == ["helps", *["no difference we can see at this scale"] * 2]
+    assert experiments.verdict(-1, 0.5) == "hurts" and experiments.verdict(1, float("nan")) == "one seed, no interval"
+    assert "spearman" not in experiments.switch_effects(table.assign(spearman=table["top1"]), "spearman").columns
 
 
 def test_unknown_names_list_the_known():

@@ -1,0 +1,183 @@
+"""The students that the authors of R2KD published, and the teachers they were distilled from: found, downloaded, evaluated.
+
+A folder is laid out as the authors' repository is: best_results/<augmentation>/<pair>_student_best, and the teachers where
+their script unpacks them, download_ckpts/tiny_teachers/models_tinyimagenet_v2/<model>_vanilla/ckpt_epoch_240.pth.
+"""
+
+import http.client
+import os
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from . import ROOT, evaluation, models
+from .augmentation import AUGMENTATIONS
+from .data import ImageData
+from .experiments import PAIRS
+from .progress import tqdm
+
+CLASSES = 200  # Tiny ImageNet
+STUDENTS_URL = "https://raw.githubusercontent.com/Seonghak35/R2KD/9adc6f9bf206f8269885708dfd53529484c9700b"
+TEACHERS_URL = "https://github.com/MingSun-Tse/Good-DA-in-KD/releases/download/v0.1/teachers_tinyimagenet.zip"
+TEACHERS_FOLDER = Path("download_ckpts/tiny_teachers")
+OVERHEAD = 2**19  # bytes that torch.save and a little more than weights (an epoch, an accuracy) may add to a checkpoint
+TIMEOUT = 30  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One published file. `augmentation` and `pair` are of a student; a teacher has neither."""
+
+    model: str
+    path: Path  # within the folder
+    augmentation: str = ""
+    pair: str = ""
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the model's entries: a file that holds them cannot be smaller, and is hardly larger."""
+        with torch.device("meta"):
+            state = models.create(self.model, CLASSES).state_dict()
+        return sum(value.numel() * value.element_size() for value in state.values())
+
+
+STUDENTS = tuple(
+    Checkpoint(student, Path("best_results", augmentation, f"{pair}_student_best"), augmentation, pair)
+    for pair, (_, student) in PAIRS.items()
+    for augmentation in AUGMENTATIONS
+    if augmentation != "none"
+)
+TEACHERS = tuple(
+    Checkpoint(model, TEACHERS_FOLDER / "models_tinyimagenet_v2" / f"{model}_vanilla" / "ckpt_epoch_240.pth")
+    for model in dict.fromkeys(teacher for teacher, _ in PAIRS.values())
+)
+
+
+def default_folder(data_root: str | None = None) -> Path:
+    """Where the files lie or are downloaded to: r2kd-published/ in data_root, else in $R2KD_DATA, else in data/."""
+    return Path(data_root or os.environ.get("R2KD_DATA") or ROOT / "data").expanduser() / "r2kd-published"
+
+
+def missing(folder: Path) -> list[Checkpoint]:
+    """The students and teachers that are not in `folder`."""
+    return [checkpoint for checkpoint in (*STUDENTS, *TEACHERS) if not (Path(folder) / checkpoint.path).is_file()]
+
+
+def download(folder: Path) -> None:
+    """Fetch what is missing in `folder` from its public addresses. What could not be had is said on stderr, one line each."""
+    folder = Path(folder)
+    wanted = missing(folder)
+    try:
+        for checkpoint in tqdm([c for c in wanted if c in STUDENTS], desc="published students", unit="file"):
+            url, size = f"{STUDENTS_URL}/{checkpoint.path.as_posix()}", checkpoint.weights
+            with _failures_said(url):
+                fetch(url, folder / checkpoint.path, size, size + OVERHEAD)
+        if any(checkpoint in TEACHERS for checkpoint in wanted):
+            with _failures_said(TEACHERS_URL):
+                _fetch_teachers(folder)
+    except ConnectionError as error:
+        print(f"the published checkpoints were not downloaded: {error}", file=sys.stderr)
+
+
+def fetch(url: str, path: Path, at_least: int = 1, at_most: int | None = None) -> None:
+    """Download `url` to `path`, whole or not at all.
+
+    Raises ConnectionError where there is no network, OSError where the server has no such file or the disk is full,
+    ValueError where the file is not as long as the server says, or not between `at_least` and `at_most` bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, open(unfinished, "wb") as file:
+            promised = int(answer.headers.get("Content-Length") or 0)
+            for part in _parts(answer, promised, path.name):
+                file.write(part)
+        size = unfinished.stat().st_size
+        if promised and size != promised:
+            raise ValueError(f"{size:,} of {promised:,} bytes came")
+        if size < at_least or (at_most and size > at_most):
+            expected = f"{at_least:,} to {at_most:,}" if at_most else f"at least {at_least:,}"
+            raise ValueError(f"it has {size:,} bytes, not {expected}")
+        unfinished.replace(path)
+    except urllib.error.HTTPError as error:
+        raise OSError(f"the server answers {error.code} {error.reason}") from None
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
+        raise ConnectionError(f"{url}: {getattr(error, 'reason', None) or error}") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _parts(answer: http.client.HTTPResponse, promised: int, name: str) -> Iterator[bytes]:
+    with tqdm(total=promised or None, desc=name, unit="B", unit_scale=True, leave=False, delay=1) as bar:
+        while part := answer.read(2**18):
+            yield part
+            bar.update(len(part))
+
+
+def _fetch_teachers(folder: Path) -> None:
+    """The zip of the teachers, of which only the checkpoints named here are unpacked."""
+    archive = folder / TEACHERS_FOLDER / "teachers_tinyimagenet.zip"
+    if not archive.is_file():
+        fetch(TEACHERS_URL, archive, at_least=sum(teacher.weights for teacher in TEACHERS) // 2)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for teacher in TEACHERS:
+                path = folder / teacher.path
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(opened.read(teacher.path.relative_to(TEACHERS_FOLDER).as_posix()))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(f"{archive} is not the zip of the teachers: {error}; delete it to download it again") from None
+
+
+@contextmanager
+def _failures_said(url: str) -> Iterator[None]:
+    """What one file lacks is said, and does not stop the others. A network that is not there does."""
+    try:
+        yield
+    except ConnectionError:
+        raise
+    except (OSError, ValueError) as error:
+        print(f"not downloaded: {url}: {error}", file=sys.stderr)
+
+
+def evaluate(folder: Path, images: ImageData | None, device: torch.device) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(students, teachers) on the test split of `images`, which no one needs where no file is present: a row for each file.
+
+    Columns: augmentation, pair (of students), model, status ("evaluated", "not present" or "refused: why"), top1, top5,
+    ece, agreement with the pair's teacher (where it is present) in percent, n. A refused file's code is never run.
+    """
+    test = images.test.to(device) if images else None
+    logits: dict[str, Tensor] = {}
+    rows = {"students": [], "teachers": []}
+    with tqdm(total=len(STUDENTS) + len(TEACHERS), desc="published", unit="model") as bar:
+        for kind, checkpoints in (("teachers", TEACHERS), ("students", STUDENTS)):
+            for checkpoint in checkpoints:
+                row = {"augmentation": checkpoint.augmentation, "pair": checkpoint.pair, "model": checkpoint.model}
+                try:
+                    model = models.from_checkpoint(checkpoint.model, CLASSES, Path(folder) / checkpoint.path).to(device)
+                    answers = evaluation.predict(model, test, images)
+                    row |= {"status": "evaluated", **evaluation.summary(answers, test.labels)}
+                    row["ece"] = evaluation.calibration_error(answers, test.labels)
+                    if kind == "teachers":
+                        logits[checkpoint.model] = answers
+                    elif PAIRS[checkpoint.pair][0] in logits:
+                        row["agreement"] = evaluation.agreement(answers, logits[PAIRS[checkpoint.pair][0]])
+                except FileNotFoundError:
+                    row["status"] = "not present"
+                except ValueError as error:
+                    row["status"] = f"refused: {error}"
+                rows[kind].append(row)
+                bar.update()
+    columns = ["augmentation", "pair", "model", "status", "top1", "top5", "ece", "agreement", "n"]
+    students, teachers = (pd.DataFrame(rows[kind]).reindex(columns=columns) for kind in ("students", "teachers"))
+    students["n"], teachers["n"] = students["n"].astype("Int64"), teachers["n"].astype("Int64")
+    return students, teachers.drop(columns=["augmentation", "pair", "agreement"])
