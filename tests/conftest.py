@@ -1,3 +1,4 @@
+import shutil
 import zlib
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def golden(shared: Path) -> Path:
     return shared / "golden"
+
+
+@pytest.fixture(scope="session")
+def tiny_imagenet(shared: Path, tmp_path_factory) -> Path:
+    """A data root that holds Tiny ImageNet's validation split."""
+    root = tmp_path_factory.mktemp("tiny-imagenet")
+    shutil.unpack_archive(shared / "datasets" / "tiny-imagenet-val.zip", root)
+    return root
 
 
 def fill(model: nn.Module) -> nn.Module:

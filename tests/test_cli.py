@@ -1,12 +1,12 @@
 import json
 import subprocess
 import sys
-import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
-from r2kd import __main__, models
+from r2kd import __main__, fidelity, models
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -31,6 +31,20 @@ def test_a_teacher_a_student_and_its_evaluation(capsys, tmp_path):
     code, out, _ = call(capsys, "evaluate", "-d", "digits", "-m", "resnet8", "-c", student["run"] + "/last.pt")
     assert code == 0 and json.loads(out.splitlines()[-1]).keys() == {"top1", "top5", "n"}
     assert json.loads(out)["n"] == 797
+
+
+def test_the_switches_are_options_and_the_report_follows_them(capsys, tmp_path):
+    where = ["--runs-root", str(tmp_path), "--device", "cpu", "--pair", "res20_res8", "-a", "cutmixpick"]
+    small = [*SMALL[:2], "--epochs", "3", *SMALL[4:]]
+    code, out, _ = call(capsys, "distill", *small, *where, "--fidelity", "intended", "--value", "cosine")
+    result = json.loads(out)
+    config = json.loads((Path(result["run"]) / "config.json").read_text())
+    assert code == 0 and result["top1"] == result["last_top1"]
+    intended = fidelity.preset("intended") | {"value": "cosine"}
+    assert {name: config[name] for name in fidelity.NAMES} == intended and config["fidelity"] == "intended"
+    switched = [f"--{name.replace('_', '-')}={value}" for name, value in intended.items() if name != "reported"]
+    code, out, _ = call(capsys, "distill", *small, *where, *switched)
+    assert code == 0 and json.loads(out)["run"] == result["run"] and json.loads(out)["top1"] == result["best_top1"]
 
 
 def test_errors_are_one_line_and_an_exit_code(capsys, tmp_path):
@@ -67,10 +81,8 @@ def test_importing_r2kd_needs_no_jupyter():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_published_student_scores_what_it_scored(shared, tmp_path):
-    with zipfile.ZipFile(shared / "datasets" / "tiny-imagenet-val.zip") as archive:
-        archive.extractall(tmp_path)
+def test_the_published_student_scores_what_it_scored(shared, tiny_imagenet):
     checkpoint = shared / "checkpoints" / "cutout_res56_res20_student_best"
     command = [sys.executable, "-m", "r2kd", "evaluate", "-d", "tiny_imagenet", "-m", "resnet20", "-c", str(checkpoint)]
-    done = subprocess.run([*command, "--data-root", str(tmp_path)], check=True, capture_output=True, text=True)
+    done = subprocess.run([*command, "--data-root", str(tiny_imagenet)], check=True, capture_output=True, text=True)
     assert json.loads(done.stdout.splitlines()[-1]) == {"top1": 56.22, "top5": pytest.approx(80.29), "n": 10000}

@@ -1,7 +1,6 @@
 """The published checkpoints: found in a folder, fetched from a server of our own on loopback, refused by name."""
 
 import pickle
-import shutil
 import threading
 import zipfile
 from functools import partial
@@ -155,11 +154,9 @@ def test_a_student_agrees_with_the_teacher_that_is_there(resnet20, images, tmp_p
     assert teachers.set_index("model")["status"]["resnet56"] == "evaluated"
 
 
-def test_the_published_student_scores_as_it_was_published(shared, tmp_path):
-    folder = tmp_path / "tiny-imagenet"
-    shutil.unpack_archive(shared / "datasets" / "tiny-imagenet-val.zip", folder)
+def test_the_published_student_scores_as_it_was_published(shared, tiny_imagenet, tmp_path):
     put(tmp_path, CUTOUT, shared / "checkpoints" / "cutout_res56_res20_student_best")
-    validation = data.load("tiny_imagenet", str(folder), splits=("test",))
+    validation = data.load("tiny_imagenet", str(tiny_imagenet), splits=("test",))
     students, _ = published.evaluate(tmp_path, validation, torch.device("cpu"))
     (row,) = students[students["status"] == "evaluated"].to_dict("records")
     assert (row["augmentation"], row["pair"], row["n"]) == ("cutout", "res56_res20", 10000)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from r2kd import experiments
+from r2kd import experiments, fidelity
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -40,6 +40,37 @@ def test_what_the_readme_says_of_the_students_holds_in_the_tables():
         assert low.max() < high.min()
     gain = pd.read_csv(FIGURES / "pruning_gain.csv")
     assert (gain["mean"].abs() < gain["half_width"]).all()
+
+
+def test_the_switches_of_the_readme_and_of_notebook_04_are_those_of_the_code():
+    assert rows_under("| switch |") == [[f"`{row.pop('switch')}`", *row.values()] for row in fidelity.table()]
+    assert "fidelity.table()" in (ROOT / "notebooks" / "04_fidelity.ipynb").read_text()
+
+
+def test_the_ablation_of_the_readme_is_that_of_its_tables():
+    folder = ROOT / "figures" / "cifar100" / "small-res20_res8"
+    arms, effects = (pd.read_csv(folder / f"{name}.csv") for name in ("ablation", "switch_effects"))
+    assert f"{arms['n'][0]} seeds; teacher {arms['teacher_top1'][0]:.2f} %" in README
+    assert arms["caption"][0].removeprefix("cifar100, ") in README
+    top1, spearman = (arms[arms["measure"] == name].set_index("arm") for name in ("top1", "spearman"))
+    effects = effects[effects["measure"] == "top1"].set_index("arm")
+    shown = rows_under("| student | last epoch, test (%) | rank")
+    assert {row[0] for row in shown} == {*top1.index, *effects.index}
+    for arm, last, correlation, effect, verdict in shown:
+        if arm in top1.index:
+            assert last == f"{top1['mean'][arm]:.2f} ± {top1['half_width'][arm]:.2f}"
+            assert correlation == f"{spearman['mean'][arm]:.3f} ± {spearman['half_width'][arm]:.3f}"
+        if arm in effects.index:
+            assert effect == f"{effects['mean'][arm]:+.2f} ± {effects['half_width'][arm]:.2f}"
+            assert verdict == effects["verdict"][arm]
+            assert verdict == experiments.verdict(effects["mean"][arm], effects["half_width"][arm]) or "same" in verdict
+
+
+def test_the_published_student_of_the_readme_is_that_of_its_table():
+    table = pd.read_csv(ROOT / "figures" / "tiny_imagenet" / "published" / "published.csv")
+    (row,) = table[table["status"] == "evaluated"].to_dict("records")
+    assert f"{row['top1']:.2f} % top-1, {row['top5']:.2f} % top-5" in README and "[1 of 30]" in README
+    assert f"{(table['status'] == 'not present').sum()} are listed as not present" in README
 
 
 def test_the_costs_of_the_readme_are_those_of_the_benchmark():
