@@ -84,15 +84,8 @@ def preset(fidelity: str) -> dict[str, str]:
     return PRESETS[fidelity]
 
 
-def table() -> list[dict[str, str]]:
-    """A row a switch: switch, released, intended, and what the code and the method do."""
-    return [
-        {
-            "switch": switch.name,
-            "released": switch.released,
-            "intended": switch.intended,
-            "the released code": switch.code,
-            "the method as described": switch.method,
-        }
-        for switch in SWITCHES
-    ]
+def table() -> str:
+    """SWITCHES as a Markdown table: the one that stands in the README and in notebook 04."""
+    rows = [("switch", "released", "intended", "the released code", "the method as described"), ("---",) * 5]
+    rows += [(f"`{switch.name}`", switch.released, switch.intended, switch.code, switch.method) for switch in SWITCHES]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
