@@ -46,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--device", default="auto", help="auto, cpu, cuda, ... [auto]")
     top.add_argument("--image-size", type=int, help="side in pixels that the images of a folder are brought to")
     top.add_argument("--teacher-checkpoint", help="weights of the teacher, in place of training it")
+    top.add_argument(
+        "--fidelity", default="released", choices=("released", "intended"), help="[released]; see notebook 04"
+    )
     top.add_argument("--published-root", help="where the published students lie [r2kd-published/ beside the data sets]")
     top.add_argument("--download-published", action="store_true", help="fetch them there first (notebook 05)")
     return top
@@ -77,11 +80,11 @@ def draw_figures(root: Path) -> int:
 def run_notebooks(options: argparse.Namespace) -> int:
     from r2kd import data, experiments, runs  # they import torch, which --help and --figures-only do without
 
-    names = ("device", "data_root", "runs_root", "figures_root", "image_size", "teacher_checkpoint")
+    for name in ("data_root", "runs_root", "figures_root", "teacher_checkpoint", "published_root"):
+        if given := getattr(options, name):  # notebooks run in their own folder
+            setattr(options, name, str(Path(given).expanduser().resolve()))
+    names = ("device", "data_root", "runs_root", "figures_root", "image_size", "teacher_checkpoint", "fidelity")
     where = {name: getattr(options, name) for name in names}
-    for name in ("data_root", "runs_root", "figures_root", "teacher_checkpoint"):  # notebooks run in their own folder
-        where[name] = where[name] and str(Path(where[name]).expanduser().resolve())
-    published_root = options.published_root and str(Path(options.published_root).expanduser().resolve())
     dataset = options.dataset
     if dataset is not None and Path(dataset).expanduser().is_dir() and dataset not in data.NAMES:
         dataset = str(Path(dataset).expanduser().resolve())
@@ -93,15 +96,13 @@ def run_notebooks(options: argparse.Namespace) -> int:
         executed = runs.root_folder(study.runs_root) / "notebooks" / study.figures.parent.name / study.figures.name
         executed.mkdir(parents=True, exist_ok=True)
         parameters = {"profile": study.profile, "dataset": study.dataset, "pair": study.pair} | where
-        published = {name: where[name] for name in ("device", "data_root", "figures_root")}
-        published |= {"published_root": published_root, "download": options.download_published}
+        parameters |= {"published_root": options.published_root, "download": options.download_published}
         for i, notebook in enumerate(notebooks, 1):
             print(
                 f"{study.profile}, {study.dataset}, {study.pair}: notebook {i} of {len(notebooks)}, {notebook.stem}",
                 flush=True,
             )
-            own = published if notebook.stem == "05_published_results" else parameters
-            if not execute(notebook, executed / notebook.name, own):
+            if not execute(notebook, executed / notebook.name, parameters):
                 return 1
         summarise(study.figures, executed)
     print(f"finished in {time.perf_counter() - started:.0f} s")
@@ -122,7 +123,10 @@ def choose(only: str | None) -> list[Path]:
 
 
 def execute(notebook: Path, output: Path, parameters: dict) -> bool:
-    """Run one notebook; False where a cell failed, which is then shown. The output is kept either way."""
+    """Run one notebook with those of `parameters` that it declares; False where a cell failed, which is then shown.
+
+    The output is kept either way.
+    """
     import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -135,11 +139,12 @@ def execute(notebook: Path, output: Path, parameters: dict) -> bool:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "15")  # a log needs no ten lines a second
     started = time.perf_counter()
+    declared = papermill.inspect_notebook(notebook)
     try:
         papermill.execute_notebook(
             notebook,
             output,
-            parameters,
+            {name: value for name, value in parameters.items() if name in declared},
             cwd=notebook.parent,
             progress_bar=False,
             stderr_file=sys.stderr,

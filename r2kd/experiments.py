@@ -95,6 +95,7 @@ class Study:
     figures_root: str | None = None
     image_size: int | None = None
     teacher_checkpoint: str | None = None
+    fidelity: str = "released"
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -102,9 +103,10 @@ class Study:
 
     @property
     def figures(self) -> Path:
-        """The folder of its figures: <figures_root>/<data set>/<profile>-<pair>, figures_root else figures/."""
+        """The folder of its figures: <figures_root>/<data set>/<profile>-<pair>[-intended], figures_root else figures/."""
         dataset = Path(self.dataset).expanduser().resolve().name
-        return Path(self.figures_root or ROOT / "figures") / dataset / f"{self.profile}-{self.pair}"
+        name = f"{self.profile}-{self.pair}" + ("" if self.fidelity == "released" else f"-{self.fidelity}")
+        return Path(self.figures_root or ROOT / "figures") / dataset / name
 
     def _common(self) -> dict:
         profile = PROFILES[self.profile]
@@ -124,6 +126,7 @@ class Study:
         model = pair_models(self.pair)[1]
         common = self._common() | {"model": model, "learning_rate": learning_rate(model), "seed": seed}
         taught = common | {"teacher": self.teacher, "teacher_checkpoint": self.teacher_checkpoint}
+        taught |= {"fidelity": self.fidelity}
         arms = [DistillConfig(method="ce", pruning_rate=0.0, **common)]
         for augmentation in PROFILES[self.profile].kd_augmentations:
             arms.append(DistillConfig(method="kd", augmentation=augmentation, pruning_rate=0.0, **taught))
@@ -166,7 +169,7 @@ class Study:
         return (
             f"{images.name}{classes}, {len(images.train):,} training and {len(images.test):,} test images of "
             f"{images.image_size} px; {_epochs(self.teacher)}; {teacher} teaches {student}"
-        )
+        ) + ("" if self.fidelity == "released" else f"; fidelity: {self.fidelity}")
 
     def ablation_caption(self, images: ImageData) -> str:
         """The same of the ablation, whose students may be trained for fewer epochs than the teacher."""
@@ -178,13 +181,15 @@ class Study:
 def study(profile: str = "quick", dataset: str | None = None, pair: str | None = None, **where) -> Study:
     """The study of a profile; its own data set and first pair where none is named. `where`: further fields of Study.
 
-    Raises ValueError for an unknown profile or pair.
+    Raises ValueError for an unknown profile, pair or fidelity.
     """
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
     pair = pair or PROFILES[profile].pairs[0]
     pair_models(pair)
-    return Study(profile, dataset or PROFILES[profile].dataset, pair, **where)
+    made = Study(profile, dataset or PROFILES[profile].dataset, pair, **where)
+    fidelity.preset(made.fidelity)
+    return made
 
 
 def pair_models(pair: str) -> tuple[str, str]:

@@ -65,6 +65,16 @@ def test_the_ablation_turns_each_switch_alone_and_all_of_them():
     assert {name.split(":")[0] for name in turned} == {"released", "intended", *fidelity.NAMES} - {"reported"}
 
 
+def test_a_study_as_intended_has_the_same_arms_and_figures_of_its_own():
+    released, intended = (experiments.study("smoke", fidelity=name) for name in fidelity.PRESETS)
+    assert [experiments.arm(c) for c in released.students(0)] == [experiments.arm(c) for c in intended.students(0)]
+    taught = [config for config in intended.students(0) if config.method != "ce"]
+    assert all(config.switch(s.name) == s.intended for config in taught for s in fidelity.SWITCHES)
+    assert intended.figures.name == f"{released.figures.name}-intended" and intended.teacher == released.teacher
+    with pytest.raises(ValueError, match="unknown fidelity 'hearsay'"):
+        experiments.study("smoke", fidelity="hearsay")
+
+
 def test_what_a_switch_does_is_paired_with_the_released_run_of_its_seed():
     rows = [("released", 0, 50, 51), ("released", 1, 60, 62), ("released", 2, 40, 43)]
     rows += [

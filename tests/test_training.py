@@ -158,6 +158,13 @@ def test_as_released_the_rank_term_has_no_gradient_and_as_intended_it_teaches():
     assert gradient > 0 and intended[-1] > intended[0] + 0.1
 
 
+def test_as_released_the_weight_of_the_rank_term_changes_no_student(teacher, images, tmp_path):
+    with_rank = training.distill(student(teacher, tmp_path), images, progress=False)
+    without = training.distill(student(teacher, tmp_path, rank_weight=0.0), images, progress=False)
+    assert with_rank.folder != without.folder and same_weights(with_rank, without)
+    assert with_rank.metrics["loss_distance"].iloc[-1] > without.metrics["loss_distance"].iloc[-1]
+
+
 def test_a_student_trained_by_the_rank_term_alone_comes_to_rank_as_its_teacher_does(teacher, images, tmp_path):
     pupils = {}
     for name in fidelity.PRESETS:
