@@ -181,7 +181,7 @@ def tidy(notebook) -> None:
 
 
 def summarise(folder: Path, executed: Path) -> None:
-    """Print the table of the students, and where everything is."""
+    """Print the tables of the students and of the switches, and where everything is."""
     drawn = sorted(folder.glob("*.png"))
     if (folder / "students.csv").exists():
         table = pd.read_csv(folder / "students.csv")
@@ -196,6 +196,11 @@ def summarise(folder: Path, executed: Path) -> None:
         )
         print(f"\n{table['caption'].iloc[0]}; teacher {table['teacher_top1'].iloc[0]:.2f} %; {seeds} seeds\n")
         print(summary.to_string(index=False), end="\n\n")
+    if (folder / "switch_effects.csv").exists():
+        effects = pd.read_csv(folder / "switch_effects.csv")
+        shown = effects.loc[effects["measure"] == "top1", ["arm", "mean", "half_width", "n", "verdict"]].round(2)
+        shown.columns = ["R2KD against the released code", "points", "± 95 % interval", "seeds", "verdict"]
+        print(f"{effects['caption'].iloc[0]}\n\n{shown.to_string(index=False)}\n")
     print(f"{len(drawn)} figures, each with its CSV: {folder}\nexecuted notebooks: {executed}")
 
 

@@ -38,7 +38,7 @@ def test_smoke_executes_all_notebooks_and_ends_with_the_table(smoke):
         assert all(cell.execution_count for cell in code)
         assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
         assert len([output for cell in code for output in cell.outputs if output.output_type == "stream"]) <= 2
-    for arm in ("cross-entropy", "KD cutmix", "R2KD autoaug, pruned"):
+    for arm in ("cross-entropy", "KD cutmix", "R2KD autoaug, pruned", "pruned_batchnorm: running", "intended"):
         assert f"{arm} " in done.stdout
     assert f"{len(DRAWN)} figures, each with its CSV: {drawn}" in done.stdout
     text = (runs / "notebooks" / "digits" / "smoke-res20_res8" / "05_published_results.ipynb").read_text()
