@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
 
     recipe = argparse.ArgumentParser(add_help=False)
     recipe.add_argument("--epochs", type=int, help="[240; digits 20]")
-    recipe.add_argument("--train-images", type=int, help="a class-balanced subset of so many [all; digits 256]")
+    recipe.add_argument("--train-images", type=int, help="a class-balanced subset of so many [all; digits 300]")
     recipe.add_argument("--test-images", type=int, help="the same for the test split [all]")
     recipe.add_argument("--batch-size", type=int, help="[64]")
     recipe.add_argument("--learning-rate", type=float, help="[0.05; MobileNetV2 and ShuffleNets 0.01]")

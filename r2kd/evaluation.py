@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .data import ImageData, Split
 from .progress import tqdm
 
-BATCH_SIZE = 256
+BATCH_SIZES = {"cpu": 64, "cuda": 1024}  # on a CPU, 256 images at once take 1.5 times as long as four times 64
 BINS = 15
 
 
@@ -20,14 +20,14 @@ def predict(
     split: Split,
     data: ImageData,
     transform: Callable[[Tensor], Tensor] | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> Tensor:
     """The model's logits (N, C) for a split, on the split's device. `transform` is applied to each normalised batch.
 
     The model's own mode holds: a model in training mode normalises with the batch's statistics.
     """
     logits = []
-    batches = split.images.split(batch_size)
+    batches = split.images.split(batch_size or BATCH_SIZES.get(split.images.device.type, 256))
     for images in tqdm(batches, desc="evaluating", unit="batch", leave=False, disable=len(batches) < 20):
         images = data.normalize(images)
         logits.append(model(images if transform is None else transform(images)).float())

@@ -37,7 +37,9 @@ def test_what_the_readme_says_of_the_students_holds_in_the_tables():
         plain, distilled = table.loc["cross-entropy"], table.drop("cross-entropy")
         assert (distilled["mean"] > plain["mean"]).all()
         low, high = distilled["mean"] - distilled["half_width"], distilled["mean"] + distilled["half_width"]
-        assert low.max() < high.min()
+        apart = [(a, b) for a in distilled.index for b in distilled.index if low[a] > high[b]]
+        assert {above for above, _ in apart} <= {"R2KD cutmixpick"} and len(distilled) * (len(distilled) - 1) / 2 == 91
+        assert len(apart) == {"students": 5, "robustness_students": 0}[name]
     gain = pd.read_csv(FIGURES / "pruning_gain.csv")
     assert (gain["mean"].abs() < gain["half_width"]).all()
 

@@ -144,6 +144,17 @@ def test_what_is_not_there_is_said(arguments, said, capsys):
     assert said in capsys.readouterr().err
 
 
+def test_quick_stays_quick_and_says_what_it_left(monkeypatch, tmp_path, capsys):
+    executed = []
+    monkeypatch.setattr(run_all, "execute", lambda notebook, *_: executed.append(notebook.stem) or True)
+    where = ["--runs-root", str(tmp_path), "--figures-root", str(tmp_path)]
+    assert run_all.main(where) == 0 and [name[:2] for name in executed] == ["01", "02", "03"]
+    assert "04_fidelity, 05_published_results (--only 04,05" in capsys.readouterr().out
+    executed.clear()
+    assert run_all.main(["--profile", "small", *where]) == 0 and len(executed) == len(run_all.NOTEBOOKS)
+    assert "not run" not in capsys.readouterr().out
+
+
 def test_notebooks_are_committed_clean_with_their_parameters_tagged():
     names = ["01_teacher_pruning", "02_distillation", "03_robustness", "04_fidelity", "05_published_results"]
     assert [path.stem for path in run_all.NOTEBOOKS] == names
