@@ -65,7 +65,7 @@ SWITCHES = (
         "reported",
         "best",
         "last",
-        "the best epoch on the test split, one seed (`student_best`; seed 42 in `tools/train.py`)",
+        "the best epoch on the test split, one seed (the files are called `student_best`; seed 42)",
         "the last epoch (no epoch is chosen by the images that the result is measured on)",
     ),
 )

@@ -24,6 +24,7 @@ from .augmentation import AUGMENTATIONS
 from .data import ImageData
 from .experiments import PAIRS
 from .progress import tqdm
+from .runs import write_atomically
 
 CLASSES = 200  # Tiny ImageNet
 STUDENTS_URL = "https://raw.githubusercontent.com/Seonghak35/R2KD/9adc6f9bf206f8269885708dfd53529484c9700b"
@@ -133,7 +134,7 @@ def _fetch_teachers(folder: Path) -> None:
             for teacher in TEACHERS:
                 path = folder / teacher.path
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(opened.read(teacher.path.relative_to(TEACHERS_FOLDER).as_posix()))
+                write_atomically(path, opened.read(teacher.path.relative_to(TEACHERS_FOLDER).as_posix()))
     except (zipfile.BadZipFile, KeyError) as error:
         raise ValueError(f"{archive} is not the zip of the teachers: {error}; delete it to download it again") from None
 
