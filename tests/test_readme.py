@@ -68,6 +68,18 @@ def test_the_ablation_of_the_readme_is_that_of_its_tables():
             assert verdict == experiments.verdict(effects["mean"][arm], effects["half_width"][arm]) or "same" in verdict
 
 
+def test_what_the_readme_says_of_the_switches_holds_in_the_tables():
+    seen = "no difference we can see at this scale"
+    for folder in ("cifar100/small-res20_res8", "digits/quick-res20_res8"):
+        effects = pd.read_csv(ROOT / "figures" / folder / "switch_effects.csv")
+        effects = effects[effects["measure"] == "top1"].set_index("arm")
+        assert set(effects.drop("cross-entropy")["verdict"]) == {seen}
+        if folder.startswith("cifar100"):
+            assert effects.loc["cross-entropy", "verdict"] == "hurts" and effects.loc["cross-entropy", "mean"] < -10
+            closest = (effects["mean"] / effects["half_width"]).drop("cross-entropy").nlargest(2)
+            assert set(closest.index) == {"pick: after", "draws: sample"}
+
+
 def test_the_published_student_of_the_readme_is_that_of_its_table():
     table = pd.read_csv(ROOT / "figures" / "tiny_imagenet" / "published" / "published.csv")
     (row,) = table[table["status"] == "evaluated"].to_dict("records")
