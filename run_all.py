@@ -18,7 +18,7 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parent / "notebooks").glob("[0-9]*.
 
 EXAMPLES = """profiles:
   smoke   does everything run: 1 epoch on 128 images; minutes
-  quick   the default: the handwritten digits, 3 seeds; notebooks 01 to 03 in under 5 minutes on 2 cores, no download;
+  quick   the default: the handwritten digits, 3 seeds; notebooks 01 to 03 in about 5 minutes on 2 cores, no download;
           with --only 04,05 the other two, in 3 minutes more
   small   CIFAR-100, 10,000 images, 30 epochs, 3 seeds; hours on 2 cores
   paper   six pairs, all augmentations, 240 epochs, 3 seeds; days on one GPU
