@@ -105,7 +105,7 @@ def run_notebooks(options: argparse.Namespace) -> int:
             )
             if not execute(notebook, executed / notebook.name, parameters):
                 return 1
-        summarise(study.figures, executed)
+        summarise(study.figures, executed, switches="04_fidelity" in [path.stem for path in notebooks])
     left = [path.stem for path in NOTEBOOKS if path not in notebooks]
     print(f"finished in {time.perf_counter() - started:.0f} s")
     if left and not options.only:
@@ -185,8 +185,8 @@ def tidy(notebook) -> None:
         cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" or (o is streams[0] and o.text)]
 
 
-def summarise(folder: Path, executed: Path) -> None:
-    """Print the tables of the students and of the switches, and where everything is."""
+def summarise(folder: Path, executed: Path, switches: bool) -> None:
+    """Print the table of the students, that of the switches where they were run, and where everything is."""
     drawn = sorted(folder.glob("*.png"))
     if (folder / "students.csv").exists():
         table = pd.read_csv(folder / "students.csv")
@@ -201,7 +201,7 @@ def summarise(folder: Path, executed: Path) -> None:
         )
         print(f"\n{table['caption'].iloc[0]}; teacher {table['teacher_top1'].iloc[0]:.2f} %; {seeds} seeds\n")
         print(summary.to_string(index=False), end="\n\n")
-    if (folder / "switch_effects.csv").exists():
+    if switches and (folder / "switch_effects.csv").exists():
         effects = pd.read_csv(folder / "switch_effects.csv")
         shown = effects.loc[effects["measure"] == "top1", ["arm", "mean", "half_width", "n", "verdict"]].round(2)
         shown.columns = ["R2KD against the released code", "points", "± 95 % interval", "seeds", "verdict"]

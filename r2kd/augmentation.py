@@ -96,8 +96,7 @@ def cutmixpick(
     return mixed[entropy.topk(kept).indices.sort().values]
 
 
-View = Callable[..., Tensor]
-AUGMENTATIONS: dict[str, View] = {
+AUGMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "none": none,
     "mixup": mixup,
     "cutmix": cutmix,

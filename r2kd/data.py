@@ -149,7 +149,7 @@ def load(
     folder to put it in), ValueError for an unknown name, a broken image, an empty class or classes that differ.
     """
     name = str(name_or_folder)
-    root = Path(root or os.environ.get("R2KD_DATA") or ROOT / "data").expanduser()
+    root = root_folder(root)
     if name == "digits":
         return _digits(image_size or 16, splits)
     if name == "cifar100":
@@ -166,6 +166,11 @@ def load(
     if (folder / "val" / "val_annotations.txt").exists():
         return _official(folder, folder.resolve().name, image_size, splits)
     return _folder(folder, folder.resolve().name, image_size, splits)
+
+
+def root_folder(root: str | Path | None = None) -> Path:
+    """Where named data sets lie: the argument, else $R2KD_DATA, else data/."""
+    return Path(root or os.environ.get("R2KD_DATA") or ROOT / "data").expanduser()
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: Generator) -> Tensor:

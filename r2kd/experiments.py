@@ -118,13 +118,17 @@ class Study:
         model = pair_models(self.pair)[0]
         return TeacherConfig(model=model, learning_rate=learning_rate(model), seed=0, **self._common())
 
+    def _student(self, seed: int, **scale) -> tuple[dict, dict]:
+        """(what all students of a seed share, the same with a teacher)."""
+        model = pair_models(self.pair)[1]
+        alone = self._common() | scale | {"model": model, "learning_rate": learning_rate(model), "seed": seed}
+        return alone, alone | {"teacher": self.teacher, "teacher_checkpoint": self.teacher_checkpoint}
+
     def students(self, seed: int) -> list[DistillConfig]:
         """Cross-entropy; KD with some or all augmentations; R2KD with each, without and with the pruned teacher."""
-        model = pair_models(self.pair)[1]
-        common = self._common() | {"model": model, "learning_rate": learning_rate(model), "seed": seed}
-        taught = common | {"teacher": self.teacher, "teacher_checkpoint": self.teacher_checkpoint}
+        alone, taught = self._student(seed)
         taught |= {"fidelity": self.fidelity}
-        arms = [DistillConfig(method="ce", pruning_rate=0.0, **common)]
+        arms = [DistillConfig(method="ce", pruning_rate=0.0, **alone)]
         for augmentation in PROFILES[self.profile].kd_augmentations:
             arms.append(DistillConfig(method="kd", augmentation=augmentation, pruning_rate=0.0, **taught))
         for pruning_rate in (0.0, 0.1):
@@ -137,19 +141,16 @@ class Study:
 
         With cutmixpick and the pruned teacher, where every switch has something to act on.
         """
-        model = pair_models(self.pair)[1]
-        common = self._common() | PROFILES[self.profile].ablation
-        common |= {"model": model, "learning_rate": learning_rate(model), "seed": seed}
-        taught = common | {"teacher": self.teacher, "teacher_checkpoint": self.teacher_checkpoint}
+        alone, taught = self._student(seed, **PROFILES[self.profile].ablation)
         released = DistillConfig(augmentation="cutmixpick", **taught)
-        alone = {
+        switched = {
             f"{switch.name}: {switch.intended}": replace(released, **{switch.name: switch.intended})
             for switch in fidelity.SWITCHES
             if switch.name != "reported"
         }
-        plain = DistillConfig(method="ce", pruning_rate=0.0, **common)
+        plain = DistillConfig(method="ce", pruning_rate=0.0, **alone)
         intended = replace(released, fidelity="intended")
-        return {"cross-entropy": plain, "released": released} | alone | {"intended": intended}
+        return {"cross-entropy": plain, "released": released} | switched | {"intended": intended}
 
     def open_data(self) -> ImageData:
         """Its images, on its device."""

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from . import ROOT, evaluation, models
+from . import data, evaluation, models
 from .augmentation import AUGMENTATIONS
 from .data import ImageData
 from .experiments import PAIRS
@@ -64,8 +64,8 @@ TEACHERS = tuple(
 
 
 def default_folder(data_root: str | None = None) -> Path:
-    """Where the files lie or are downloaded to: r2kd-published/ in data_root, else in $R2KD_DATA, else in data/."""
-    return Path(data_root or os.environ.get("R2KD_DATA") or ROOT / "data").expanduser() / "r2kd-published"
+    """Where the files lie or are downloaded to: r2kd-published/ beside the named data sets."""
+    return data.root_folder(data_root) / "r2kd-published"
 
 
 def missing(folder: Path) -> list[Checkpoint]:
