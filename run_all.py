@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--runs-root", help="where runs and executed notebooks go [$R2KD_RUNS, else runs/]")
     top.add_argument("--figures-root", help="where figures go [figures/]")
     top.add_argument("--device", default="auto", help="auto, cpu, cuda, ... [auto]")
+    top.add_argument("--plain", action="store_true", help="training eager and in float32, nothing folded: slower")
     top.add_argument("--image-size", type=int, help="side in pixels that the images of a folder are brought to")
     top.add_argument("--teacher-checkpoint", help="weights of the teacher, in place of training it")
     top.add_argument(
@@ -85,6 +86,7 @@ def run_notebooks(options: argparse.Namespace) -> int:
         if given := getattr(options, name):  # notebooks run in their own folder
             setattr(options, name, str(Path(given).expanduser().resolve()))
     names = ("device", "data_root", "runs_root", "figures_root", "image_size", "teacher_checkpoint", "fidelity")
+    names += ("plain",)
     where = {name: getattr(options, name) for name in names}
     dataset = options.dataset
     if dataset is not None and Path(dataset).expanduser().is_dir() and dataset not in data.NAMES:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from r2kd import data, evaluation, experiments, runs, training
+from r2kd import data, evaluation, experiments, models, runs, training
 from r2kd.data import ImageData
 from r2kd.progress import tqdm
 
@@ -43,7 +43,7 @@ def seconds_per_step(study: experiments.Study, images: ImageData) -> tuple[float
 
 def seconds_per_test(model: str, images: ImageData) -> float:
     """Seconds to test a model on one image."""
-    network = training.models.create(model, images.num_classes).to(images.test.images.device).eval()
+    network = models.create(model, images.num_classes).to(images.test.images.device).eval()
     evaluation.predict(network, images.test, images)
     started = time.perf_counter()
     evaluation.predict(network, images.test, images)

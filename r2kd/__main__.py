@@ -8,6 +8,7 @@ import sys
 
 from . import data, evaluation, experiments, fidelity, models, training
 from .augmentation import AUGMENTATIONS
+from .config import METHODS
 from .training import DistillConfig, TeacherConfig
 
 EXAMPLES = """examples:
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     recipe.add_argument("--batch-size", type=int, help="[64]")
     recipe.add_argument("--learning-rate", type=float, help="[0.05; MobileNetV2 and ShuffleNets 0.01]")
     recipe.add_argument("--seed", type=int, help="[0]")
+    recipe.add_argument("--plain", action="store_true", help="eager, float32, nothing folded: slower, to compare with")
     recipe.add_argument("--runs-root", help="where run folders go [$R2KD_RUNS, else runs/]")
 
     teacher = commands.add_parser("teacher", parents=[common, recipe], help="train a model by cross-entropy")
@@ -52,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     pairs = [*experiments.PAIRS, *experiments.SMALL_PAIRS]
     distill.add_argument("--pair", required=True, choices=pairs, metavar="PAIR", help=", ".join(pairs))
     distill.add_argument("-a", "--augmentation", choices=AUGMENTATIONS, help="the second view [none]")
-    distill.add_argument("--method", choices=training.METHODS, help="[r2kd]")
+    distill.add_argument("--method", choices=METHODS, help="[r2kd]")
     distill.add_argument("--no-pruning", action="store_true", help="the dense teacher alone")
     distill.add_argument("--fidelity", choices=fidelity.PRESETS, help="all of the switches below at once [released]")
     for switch in fidelity.SWITCHES:
@@ -124,7 +126,7 @@ def evaluate(options: argparse.Namespace) -> dict:
 def _recipe(options: argparse.Namespace, model: str) -> dict:
     """The data set's recipe under what the command line says."""
     names = ("image_size", "epochs", "train_images", "test_images", "batch_size", "learning_rate", "seed")
-    names += ("dataset", "device", "data_root", "runs_root")
+    names += ("dataset", "device", "data_root", "runs_root", "plain")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return (
         {"model": model, "learning_rate": experiments.learning_rate(model)}

@@ -28,7 +28,7 @@ def none(images: Tensor, generator: Generator, **context) -> Tensor:
 def mixup(images: Tensor, generator: Generator, *, draws: str = "batch", **context) -> Tensor:
     """Each image blended with another of the batch, the weight from Beta(0.2, 0.2). Zhang et al., ICLR 2018."""
     weight = _beta(0.2, _draws(images, draws), generator).view(-1, 1, 1, 1)
-    kept, other = weight.to(images), (1 - weight).to(images)
+    kept, other = (share.to(images, non_blocking=True) for share in (weight, 1 - weight))
     return kept * images + other * images[_permutation(images, generator)]
 
 
@@ -123,7 +123,7 @@ def _beta(alpha: float, count: int, generator: Generator) -> Tensor:
 
 
 def _permutation(images: Tensor, generator: Generator) -> Tensor:
-    return torch.randperm(len(images), generator=generator).to(images.device)
+    return torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
 
 
 def _boxes(images: Tensor, heights: Tensor, widths: Tensor, generator: Generator) -> Tensor:
@@ -138,4 +138,4 @@ def _boxes(images: Tensor, heights: Tensor, widths: Tensor, generator: Generator
         pixel = torch.arange(size)
         inside.append((centre - half <= pixel) & (pixel < centre + half))
     rows, columns = inside
-    return (rows[:, None, :, None] & columns[:, None, None, :]).to(images.device)
+    return (rows[:, None, :, None] & columns[:, None, None, :]).to(images.device, non_blocking=True)

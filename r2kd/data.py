@@ -1,4 +1,4 @@
-"""A data set by name or folder, decoded once into uint8 tensors; normalisation, crops and flips as batched operations."""
+"""A data set by name or folder, decoded once into uint8 tensors or streamed; normalisation, crops and flips by the batch."""
 
 import hashlib
 import http.client
@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,19 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Generator, Tensor
 from torchvision.datasets import CIFAR100, ImageFolder
 from torchvision.datasets.utils import download_url
-from torchvision.transforms import v2
 
 from . import ROOT
+from .image_files import ImageFiles, decode, open_image
 from .progress import tqdm
 from .randomness import generator
 
 NAMES = ("digits", "cifar100", "tiny_imagenet")
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+MEMORY = 8 * 2**30  # bytes of decoded images; a folder with more is streamed
 
 DIGITS_STATISTICS = (0.3048,) * 3, (0.3182,) * 3  # of the 1,000 training images at 16 pixels
 CIFAR100_STATISTICS = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -34,9 +35,9 @@ IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, 3, S, S) uint8 and labels (N,) int64, on one device."""
+    """Images (N, 3, S, S) uint8, a tensor or files that are decoded when asked for, and labels (N,) int64, on one device."""
 
-    images: Tensor
+    images: Tensor | ImageFiles
     labels: Tensor
 
     def __len__(self) -> int:
@@ -45,10 +46,25 @@ class Split:
     def to(self, device: torch.device | str) -> "Split":
         return Split(self.images.to(device), self.labels.to(device))
 
+    def take(self, chosen: Tensor) -> "Split":
+        """The images of these indices, in their order."""
+        chosen = chosen.to(self.labels.device)
+        images = self.images.take(chosen) if isinstance(self.images, ImageFiles) else self.images[chosen]
+        return Split(images, self.labels[chosen])
+
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, labels) of each tensor of indices, on the split's device. Raises as ImageFiles.batches does."""
+        device = self.labels.device
+        if isinstance(self.images, ImageFiles):
+            images = self.images.batches(indices)
+        else:
+            images = (self.images[index.to(device, non_blocking=True)] for index in indices)
+        for index, batch in zip(indices, images, strict=True):
+            yield batch, self.labels[index.to(device, non_blocking=True)]
+
     def shuffled(self, seed: int = 0) -> "Split":
         """The same in random order: for a model whose answers depend on an image's neighbours."""
-        order = torch.randperm(len(self), generator=generator(seed, "shuffled")).to(self.labels.device)
-        return Split(self.images[order], self.labels[order])
+        return self.take(torch.randperm(len(self), generator=generator(seed, "shuffled")))
 
     def subset(self, count: int | None, seed: int = 0) -> "Split":
         """At most `count` images (None: all), as evenly over the classes as they allow, in their order."""
@@ -61,8 +77,7 @@ class Split:
         for label in labels:
             turn.append(seen.get(label, 0))
             seen[label] = turn[-1] + 1
-        chosen = shuffled[torch.tensor(turn).sort(stable=True).indices[:count]].sort().values
-        return Split(self.images[chosen], self.labels[chosen])
+        return self.take(shuffled[torch.tensor(turn).sort(stable=True).indices[:count]].sort().values)
 
 
 @dataclass(frozen=True)
@@ -120,8 +135,8 @@ class ImageData:
         def keep(split: Split | None) -> Split | None:
             if split is None:
                 return None
-            labels = new_label[split.labels]
-            return Split(split.images[labels >= 0], labels[labels >= 0])
+            known = split.take((new_label[split.labels] >= 0).nonzero().flatten())
+            return Split(known.images, new_label[known.labels])
 
         return replace(
             self,
@@ -137,13 +152,16 @@ def load(
     root: str | Path | None = None,
     image_size: int | None = None,
     splits: tuple[str, ...] = ("train", "test"),
+    stream: bool | None = None,
 ) -> ImageData:
-    """A data set as uint8 tensors.
+    """A data set as uint8 tensors, or streamed from its files.
 
     `name_or_folder`: "digits", "cifar100", "tiny_imagenet", or a folder with train/<class>/ and test/<class>/ or
     val/<class>/, or one in Tiny ImageNet's official layout. `root`: where named data sets lie or are downloaded to; else
     $R2KD_DATA, else data/. `image_size`, in pixels: digits are scaled to it (16 if None); a folder's images are resized
     on their shorter side and cropped at the centre (None: they must all be square and of one size). `splits`: what to read.
+    `stream`: leave the images of a folder in their files and decode each when it is asked for; None does where they would
+    take more than MEMORY bytes or half of the machine's memory. The images, and a training's numbers, are the same.
 
     Raises FileNotFoundError for a data set that is neither on disk nor to be had (it names the address, the size and the
     folder to put it in), ValueError for an unknown name, a broken image, an empty class or classes that differ.
@@ -154,18 +172,18 @@ def load(
         return _digits(image_size or 16, splits)
     if name == "cifar100":
         if (root / "cifar100" / "test").is_dir():
-            return _cifar100_like(_folder(root / "cifar100", "cifar100", image_size, splits))
+            return _cifar100_like(_folder(root / "cifar100", "cifar100", image_size, splits, stream))
         if image_size not in (None, 32):
             raise ValueError(f"the CIFAR-100 archive has 32 pixels, not {image_size}; use a folder of images")
         return _cifar100_archive(root, splits)
     if name == "tiny_imagenet":
-        return _official(_find_tiny_imagenet(root), name, image_size, splits)
+        return _official(_find_tiny_imagenet(root), name, image_size, splits, stream)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise ValueError(f"unknown data set {name!r}: neither one of {', '.join(NAMES)} nor a folder")
     if (folder / "val" / "val_annotations.txt").exists():
-        return _official(folder, folder.resolve().name, image_size, splits)
-    return _folder(folder, folder.resolve().name, image_size, splits)
+        return _official(folder, folder.resolve().name, image_size, splits, stream)
+    return _folder(folder, folder.resolve().name, image_size, splits, stream)
 
 
 def root_folder(root: str | Path | None = None) -> Path:
@@ -177,12 +195,12 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: Generator
     """Random crops of the zero-padded images (B, C, S, S) uint8, and with `flip` half of them mirrored, each its own draw."""
     batch, _, height, width = images.shape
     device = images.device
-    top, left = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator).to(device)
+    top, left = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator).to(device, non_blocking=True)
     rows = top + torch.arange(height, device=device)
     columns = left + torch.arange(width, device=device)
     if flip:
-        mirrored = (torch.rand(batch, generator=generator) < 0.5).to(device)
-        columns[mirrored] = columns[mirrored].flip(1)
+        mirrored = (torch.rand(batch, 1, generator=generator) < 0.5).to(device, non_blocking=True)
+        columns = torch.where(mirrored, columns.flip(1), columns)
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     index = torch.arange(batch, device=device)[:, None, None]
     return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
@@ -274,7 +292,9 @@ def _find_tiny_imagenet(root: Path) -> Path:
     return home
 
 
-def _official(folder: Path, name: str, image_size: int | None, splits: tuple[str, ...]) -> ImageData:
+def _official(
+    folder: Path, name: str, image_size: int | None, splits: tuple[str, ...], stream: bool | None
+) -> ImageData:
     """Tiny ImageNet's own layout: train/<wnid>/images/, and val/images/ with their classes in val_annotations.txt.
 
     All classes of wnids.txt, also where only some have training images. Raises as `load` does.
@@ -295,10 +315,10 @@ def _official(folder: Path, name: str, image_size: int | None, splits: tuple[str
     if not lines or min(map(len, lines)) < 2:
         raise ValueError(f"{annotations} needs lines of an image's name, a tab and its class")
     samples["test"] = [(str(folder / "val" / "images" / line[0]), line[1]) for line in lines]
-    return _decode(folder, name, tuple(classes), samples, image_size, splits)
+    return _decode(folder, name, tuple(classes), samples, image_size, splits, stream)
 
 
-def _folder(folder: Path, name: str, image_size: int | None, splits: tuple[str, ...]) -> ImageData:
+def _folder(folder: Path, name: str, image_size: int | None, splits: tuple[str, ...], stream: bool | None) -> ImageData:
     """train/<class>/ and test/<class>/ or val/<class>/. Raises as `load` does."""
     held_out = next((folder / part for part in ("test", "val") if (folder / part).is_dir()), None)
     if held_out is None or (not (folder / "train").is_dir() and "train" in splits):
@@ -312,7 +332,7 @@ def _folder(folder: Path, name: str, image_size: int | None, splits: tuple[str, 
             raise ValueError(f"{folder}: {len(differing)} classes are not in both train/ and {held_out.name}/: {shown}")
     classes = folders["test"].classes
     samples = {split: [(path, classes[label]) for path, label in images.samples] for split, images in folders.items()}
-    return _decode(folder, name, tuple(classes), samples, image_size, splits)
+    return _decode(folder, name, tuple(classes), samples, image_size, splits, stream)
 
 
 def _image_folder(folder: Path) -> ImageFolder:
@@ -329,8 +349,9 @@ def _decode(
     samples: dict[str, list[tuple[str, str]]],
     image_size: int | None,
     splits: tuple[str, ...],
+    stream: bool | None,
 ) -> ImageData:
-    """The images of `samples`, (path, class) by split, as tensors; only those of `splits` are decoded."""
+    """The images of `samples`, (path, class) by split; only those of `splits` are decoded, or none if streamed."""
     label = {wnid: i for i, wnid in enumerate(classes)}
     unknown = sorted({wnid for split in samples.values() for _, wnid in split} - set(classes))
     if unknown:
@@ -341,10 +362,15 @@ def _decode(
         named = zip(listings[split], samples[split], strict=True)
         fingerprint.update("".join(f"{split} {path} {size} {wnid}\n" for (path, size, _), (_, wnid) in named).encode())
     parts: dict[str, Split | None] = {"train": None, "test": None}
-    size = image_size or _square_size(samples["test"][0][0])
+    size, resize = image_size or _square_size(samples["test"][0][0]), image_size is not None
+    if stream is None:
+        stream = sum(len(samples[split]) for split in splits) * 3 * size**2 > min(MEMORY, _machine_memory() / 2)
     for split in splits:
         paths = [path for path, _ in samples[split]]
-        images = _cached_images(folder, split, paths, listings[split], size, resize=image_size is not None)
+        if stream:
+            images = ImageFiles(paths, size, resize)
+        else:
+            images = _cached_images(folder, split, paths, listings[split], size, resize)
         parts[split] = Split(images, torch.tensor([label[wnid] for _, wnid in samples[split]]))
     mean, std = IMAGENET_STATISTICS
     return ImageData(
@@ -396,27 +422,28 @@ def _cached_images(
     return images
 
 
+def _machine_memory() -> float:
+    """Bytes; infinite where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
+
+
 def _square_size(path: str) -> int:
     """The side, in pixels, of the image at `path`. Raises ValueError where it is not square."""
-    width, height = _decode_image(path).size
+    width, height = open_image(path).size
     if width != height:
         raise ValueError(f"{path} is {width} x {height} pixels, not square: give an image size")
     return width
 
 
 def _decode_images(paths: list[str], size: int, resize: bool) -> Tensor:
-    """(N, 3, S, S) uint8. Raises ValueError for a broken image or, unless they may be resized, one of another size."""
+    """(N, 3, S, S) uint8. Raises as `decode` does."""
     images = torch.empty((len(paths), 3, size, size), dtype=torch.uint8)
 
     def fill(i: int) -> None:
-        image = _decode_image(paths[i])
-        if image.size != (size, size):
-            if not resize:
-                raise ValueError(
-                    f"{paths[i]} is {image.width} x {image.height} pixels, others {size} x {size}: give an image size"
-                )
-            image = v2.functional.center_crop(v2.functional.resize(image, [size]), [size])
-        images[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        images[i] = decode(paths[i], size, resize)
 
     with ThreadPoolExecutor() as pool:
         progress = tqdm(
@@ -429,11 +456,3 @@ def _decode_images(paths: list[str], size: int, resize: bool) -> Tensor:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return images
-
-
-def _decode_image(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as file:
-            return file.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"broken image {path}: {error}") from None

@@ -27,10 +27,13 @@ def predict(
     The model's own mode holds: a model in training mode normalises with the batch's statistics.
     """
     logits = []
-    batches = split.images.split(batch_size or BATCH_SIZES.get(split.images.device.type, 256))
-    for images in tqdm(batches, desc="evaluating", unit="batch", leave=False, disable=len(batches) < 20):
+    indices = torch.arange(len(split)).split(batch_size or BATCH_SIZES.get(split.labels.device.type, 256))
+    bar = tqdm(total=len(indices), desc="evaluating", unit="batch", leave=False, disable=len(indices) < 20)
+    for images, _ in split.batches(indices):
         images = data.normalize(images)
         logits.append(model(images if transform is None else transform(images)).float())
+        bar.update()
+    bar.close()
     return torch.cat(logits)
 
 

@@ -93,6 +93,7 @@ class Study:
     image_size: int | None = None
     teacher_checkpoint: str | None = None
     fidelity: str = "released"
+    plain: bool = False
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -100,9 +101,10 @@ class Study:
 
     @property
     def figures(self) -> Path:
-        """The folder of its figures: <figures_root>/<data set>/<profile>-<pair>[-intended], figures_root else figures/."""
+        """Of its figures: <figures_root>/<data set>/<profile>-<pair>[-intended][-plain], figures_root else figures/."""
         dataset = Path(self.dataset).expanduser().resolve().name
         name = f"{self.profile}-{self.pair}" + ("" if self.fidelity == "released" else f"-{self.fidelity}")
+        name += "-plain" if self.plain else ""
         return Path(self.figures_root or ROOT / "figures") / dataset / name
 
     def _common(self) -> dict:
@@ -111,7 +113,7 @@ class Study:
         common = recipe(self.dataset) | scale
         common |= {"image_size": self.image_size} if self.image_size else {}
         where = {"device": self.device, "data_root": self.data_root, "runs_root": self.runs_root}
-        return common | where | {"dataset": self.dataset}
+        return common | where | {"dataset": self.dataset, "plain": self.plain}
 
     @property
     def teacher(self) -> TeacherConfig:

@@ -78,7 +78,9 @@ class MixedTeacher(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, images: Tensor, dense_logits: Tensor | None = None) -> Tensor:
-        """`dense_logits`: the dense teacher's for these images, where they are already known."""
-        dense_logits = self.dense(images) if dense_logits is None else dense_logits
-        return self.dense_weight * dense_logits + (1 - self.dense_weight) * self.pruned(images)
+    def forward(self, images: Tensor) -> Tensor:
+        return self.mix(self.dense(images), self.pruned(images))
+
+    def mix(self, dense_logits: Tensor, pruned_logits: Tensor) -> Tensor:
+        """The mixture (B, C) of what the two answered."""
+        return self.dense_weight * dense_logits + (1 - self.dense_weight) * pruned_logits

@@ -54,7 +54,7 @@ def test_the_mixture_is_the_weighted_sum_of_logits(teacher):
     mixed = pruning.MixedTeacher(teacher, pruned, dense_weight=0.7)
     expected = 0.7 * teacher(images()) + 0.3 * pruned.eval()(images())
     torch.testing.assert_close(mixed(images()), expected)
-    torch.testing.assert_close(mixed(images(), dense_logits=teacher(images())), expected)
+    torch.testing.assert_close(mixed.mix(teacher(images()), pruned(images())), expected)
 
 
 def test_train_does_not_touch_the_teachers_modes(teacher):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import fill
 
-from r2kd import evaluation, fidelity, losses, models, pruning, runs, training
+from r2kd import augmentation, batch, evaluation, fidelity, losses, models, pruning, runs, training
 from r2kd.randomness import seeded
 from r2kd.training import DistillConfig, TeacherConfig
 
@@ -47,30 +47,31 @@ def same_weights(run, other) -> bool:
     )
 
 
-def golden_step(golden, **switches):
+def golden_step(golden, plain=False, **switches):
     """The student, the teachers and the batch of step.npz; both views are given, none is drawn."""
     step = np.load(golden / "step.npz")
-    config = student(_teacher("resnet32"), ".", model="resnet20", augmentation="cutmix", **switches)
+    config = student(_teacher("resnet32"), ".", model="resnet20", augmentation="cutmix", plain=plain, **switches)
     pupil = fill(models.create("resnet20", 100))
     optimizer = torch.optim.SGD(pupil.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     arm = training.Arm(config, runs.at(".", "golden", {}), pupil, optimizer)
-    teachers = training.Teachers(fill(models.create("resnet32", 100)).eval())
+    teachers = batch.Teachers(fill(models.create("resnet32", 100)).eval(), plain)
     given = {arm.views["clean"]: step["image"], arm.views["augmented"]: step["augmented_image"]}
     views = {view: torch.tensor(images) for view, images in given.items()}
-    return step, arm, teachers, lambda: training.Batch(views, torch.tensor(step["target"]), teachers)
+    return step, arm, teachers, lambda: batch.Batch(views, torch.tensor(step["target"]), teachers)
 
 
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize(
     ("mode", "switches"), [("batch", {"fidelity": "released"}), ("running", {"pruned_batchnorm": "running"})]
 )
-def test_three_updates_are_the_released_ones(mode, switches, golden):
-    step, arm, teachers, batch = golden_step(golden, **switches)
+def test_three_updates_are_the_released_ones(mode, switches, plain, golden):
+    step, arm, teachers, given = golden_step(golden, plain, **switches)
     first = arm.model.train()(torch.tensor(step["image"])).detach().numpy()
     np.testing.assert_allclose(first, step[f"{mode}/student_logits"], rtol=1e-4, atol=1e-3)
     fill(arm.model)  # that forward moved the running statistics
     for k in range(3):
-        arm.begin_epoch(torch.device("cpu"))
-        arm.step(batch())
+        arm.begin_epoch()
+        arm.step(given())
         _, ce, distance, _ = (arm.sums / arm.images).tolist()
         assert ce == pytest.approx(float(step[f"{mode}/loss_ce/{k}"]), rel=1e-3)
         assert distance == pytest.approx(float(step[f"{mode}/loss_kd/{k}"]), rel=1e-3)
@@ -79,6 +80,8 @@ def test_three_updates_are_the_released_ones(mode, switches, golden):
             # one ReLU of the released float32 run, 1.7e-7 standard deviations from 0, is on the other side in float64
             assert_close(arm.model.conv1.weight.grad, step[f"{mode}/grad/conv1.weight"], tolerance=3e-3)
     assert_close(arm.model.fc.bias.detach(), step[f"{mode}/after3/fc.bias"])
+    if not plain:
+        return  # there the pruned copy is folded, and holds other numbers
     pruned = teachers.mixed(arm.config).pruned
     for name in ("conv1.weight", "layer1.0.conv1.weight"):
         np.testing.assert_array_equal(pruned.state_dict()[name].numpy(), step[f"pruned/{name}"])
@@ -97,9 +100,9 @@ def test_intended_differs_from_released_in_the_switches_of_the_table_and_in_noth
     )
 
     def losses_of(**switches):
-        _, arm, _, batch = golden_step(golden, **switches)
-        arm.begin_epoch(torch.device("cpu"))
-        arm.step(batch())
+        _, arm, _, given = golden_step(golden, **switches)
+        arm.begin_epoch()
+        arm.step(given())
         return (arm.sums / arm.images).tolist()
 
     as_released = losses_of()
@@ -116,7 +119,7 @@ def test_the_augmented_view_is_drawn_as_the_switches_say(images, teacher, monkey
         asked.append((draws, pick))
         return clean
 
-    monkeypatch.setitem(training.AUGMENTATIONS, "cutmixpick", cutmixpick)
+    monkeypatch.setitem(augmentation.AUGMENTATIONS, "cutmixpick", cutmixpick)
     for name in fidelity.PRESETS:
         config = student(teacher, teacher.runs_root, augmentation="cutmixpick", fidelity=name, epochs=1, seed=77)
         training.distill(config, images, progress=False)
@@ -242,7 +245,11 @@ def test_a_student_trained_beside_others_is_the_one_trained_alone(teacher, image
         {"augmentation": "cutmixpick"},
         {"augmentation": "cutout", "pruning_rate": 0.0},
         {"pruned_batchnorm": "running", "augmentation": "cutmixpick"},
+        {"fidelity": "intended", "augmentation": "cutmix"},
+        {"temperature": 2.0, "augmentation": "autoaug"},
+        {"pruning_rate": 0.3},
     ]
+    assert len(changes) == 8
     together = training.distill_all([student(teacher, tmp_path / "all", **c) for c in changes], images, progress=False)
     for change, run in zip(changes, together, strict=True):
         alone = training.distill(student(teacher, tmp_path / "alone", **change), images, progress=False)
@@ -298,6 +305,72 @@ def test_a_student_that_diverges_does_not_take_the_others_down(teacher, images, 
     assert training.find_run(good, images).finished
     alone = training.distill(student(teacher, tmp_path / "alone"), images, progress=False)
     assert same_weights(training.find_run(good, images), alone)
+
+
+def test_a_student_whose_own_loss_fails_does_not_take_the_others_down(teacher, images, tmp_path, monkeypatch):
+    good, bad = student(teacher, tmp_path), student(teacher, tmp_path, method="kd", pruning_rate=0.0)
+
+    def broken(*_):
+        raise RuntimeError("a loss of my own, and its mistake")
+
+    monkeypatch.setattr(losses, "kd_loss", broken)
+    with pytest.raises(RuntimeError, match="and its mistake"):
+        training.distill_all([bad, good], images, progress=False)
+    assert not training.find_run(bad, images).finished
+    alone = training.distill(student(teacher, tmp_path / "alone"), images, progress=False)
+    assert same_weights(training.find_run(good, images), alone)
+    with pytest.raises(RuntimeError, match="mistake"):
+        training.distill(bad, images, progress=False)
+
+
+@pytest.mark.parametrize("switches", [{"pruned_batchnorm": "running"}, {"fidelity": "released"}])
+def test_the_fast_path_computes_the_losses_of_the_plain_one_over_fifty_steps(switches, images):
+    """From the same weights at each step of the recipe; and left to itself, at a learning rate that is kind to rounding."""
+    arms, teachers = {}, {}
+    kinds = {"plain": True, "fast": False, "slow plain": True, "slow fast": False}
+    for name, plain in kinds.items():
+        slow = {"learning_rate": 0.0001} if "slow" in name else {}
+        config = student(
+            _teacher("resnet14"), ".", model="resnet8", augmentation="cutmix", plain=plain, **switches, **slow
+        )
+        arms[name] = training.Arm.new(config, runs.Run(runs.Path(".")), 10, torch.device("cpu"))
+        teachers[name] = batch.Teachers(fill(models.create("resnet14", 10)).eval(), plain)
+
+    def batches_of(name):
+        epochs = (
+            batch.epoch_batches(
+                images,
+                set(arms[name].views.values()),
+                teachers[name],
+                seed=0,
+                epoch=i,
+                batch_size=20,
+                plain=kinds[name],
+            )
+            for i in range(10)
+        )
+        return (given for epoch in epochs for given in epoch)
+
+    for given in zip(*map(batches_of, kinds), strict=True):
+        arms["fast"].model.load_state_dict(arms["plain"].model.state_dict())
+        lost = {}
+        for name, one in zip(kinds, given, strict=True):
+            arms[name].begin_epoch()
+            arms[name].step(one)
+            lost[name] = (arms[name].sums / arms[name].images).tolist()
+        assert lost["fast"] == pytest.approx(lost["plain"], rel=1e-4)
+        assert lost["slow fast"][0] == pytest.approx(lost["slow plain"][0], rel=1e-3)
+
+
+def test_a_plain_run_is_another_run_and_changes_what_it_says_it_does(teacher, images, tmp_path):
+    fast, plain = (student(teacher, tmp_path, plain=plain) for plain in (False, True))
+    assert training.find_run(fast, images) != training.find_run(plain, images)
+    folded = {name: batch.Teachers(models.create("resnet8", 10), name == "plain").dense for name in ("fast", "plain")}
+    assert {name: hasattr(dense, "bn1") for name, dense in folded.items()} == {"fast": False, "plain": True}
+    arms = [training.Arm.new(c, training.find_run(c, images), 10, torch.device("cpu")) for c in (fast, plain)]
+    layouts = [arm.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last) for arm in arms]
+    assert layouts == [True, False] and [arm.optimizer.defaults["fused"] for arm in arms] == [True, False]
+    assert training.distill(plain, images, progress=False).config["plain"] is True
 
 
 TRAIN = """
@@ -415,3 +488,28 @@ def test_a_device_that_is_not_here_is_named():
 def test_a_student_trains_on_cuda(teacher, tmp_path, augmentation):
     config = student(dataclasses.replace(teacher, device="cuda"), tmp_path, device="cuda", augmentation=augmentation)
     assert training.distill(config, progress=False).finished
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("switches", [{"fidelity": "released"}, {"fidelity": "intended"}, {"pruning_rate": 0.0}])
+def test_on_cuda_a_step_waits_for_nothing_and_its_graph_computes_what_eager_float32_does(images, switches):
+    device = torch.device("cuda")
+    arms, given = {}, {}
+    for plain in (True, False):
+        config = student(_teacher("resnet14"), ".", augmentation="cutmix", plain=plain, learning_rate=0.001, **switches)
+        arms[plain] = training.Arm.new(config, runs.Run(runs.Path(".")), 10, device)
+        arms[plain].begin_epoch()
+        teachers = batch.Teachers(fill(models.create("resnet14", 10)).eval().to(device), plain)
+        views = set(arms[plain].views.values())
+        recipe = {"seed": 0, "epoch": 0, "batch_size": 10, "plain": plain}
+        given[plain] = batch.epoch_batches(images.to(device), views, teachers, **recipe)
+    for i, (plain, fast) in enumerate(zip(given[True], given[False], strict=True)):
+        arms[True].step(plain)
+        torch.cuda.set_sync_debug_mode("error" if i > 3 else "default")  # a capture waits, a replay must not
+        try:
+            arms[False].step(fast)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    sums = {plain: (arm.sums / arm.images).tolist() for plain, arm in arms.items()}
+    assert sums[False][:3] == pytest.approx(sums[True][:3], rel=0.02)  # bfloat16 against float32
+    torch.testing.assert_close(arms[False].model.fc.weight, arms[True].model.fc.weight, rtol=0.1, atol=0.01)

@@ -1,6 +1,7 @@
 """VGG (Simonyan & Zisserman, ICLR 2015) with batch normalisation and one Linear layer, in five blocks."""
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from .initialisation import kaiming_
@@ -24,13 +25,18 @@ class VGG(nn.Module):
         kaiming_(self, linear_std=0.01)
 
     def forward(self, images: Tensor) -> Tensor:
-        poolings = 4 if images.shape[-2] >= 64 else 3
         features = images
-        for i, block in enumerate((self.block0, self.block1, self.block2, self.block3, self.block4)):
-            features = torch.relu(block(features))
-            if i < poolings:
-                features = nn.functional.max_pool2d(features, 2)
+        for block in (self.block0, self.block1, self.block2):
+            features = nn.functional.max_pool2d(torch.relu(block(features)), 2)
+        features = _fourth_pooling(torch.relu(self.block3(features)))
+        features = torch.relu(self.block4(features))
         return self.classifier(torch.flatten(nn.functional.adaptive_avg_pool2d(features, 1), 1))
+
+
+@torch.fx.wrap  # one node of the traced graph: it depends on the size of its input
+def _fourth_pooling(features: Tensor) -> Tensor:
+    """Of images from 64 pixels on, whose features are at least 8 high here."""
+    return nn.functional.max_pool2d(features, 2) if features.shape[-2] >= 8 else features
 
 
 def _block(in_channels: int, channels: int, count: int) -> nn.Sequential:

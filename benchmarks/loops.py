@@ -1,0 +1,123 @@
+"""The loop to compare with, written as the released code works, and ours, as endless steps that time themselves.
+
+Plain: per-image PIL transforms in a DataLoader with two workers, four separate teacher forwards, float32, default layout.
+Ours: what r2kd.training does with a batch. Both: R2KD with cutmix and the pruned teacher, by the released recipe.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from r2kd import acceleration, augmentation, evaluation, losses, models, pruning, runs
+from r2kd.batch import Teachers, epoch_batches
+from r2kd.data import ImageData, Split
+from r2kd.randomness import generator, seeded
+from r2kd.training import Arm, DistillConfig, TeacherConfig
+
+BATCH = 64
+
+
+class Step(NamedTuple):
+    """Seconds of a step, those of it that went into loading, cropping and augmenting, and the loss of the (first) student."""
+
+    seconds: float
+    data_seconds: float
+    loss: float
+
+
+class PilImages(Dataset):
+    """The images of a split one by one through PIL, as torchvision's data sets give them."""
+
+    def __init__(self, split: Split, transform: transforms.Compose) -> None:
+        self.images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in split.images]
+        self.labels, self.transform = split.labels.tolist(), transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), self.labels[index]
+
+
+def plain_loop(pair: tuple[str, str], images: ImageData, mode: str, device: torch.device) -> Iterator[Step]:
+    """`mode` is the pruned teacher's BatchNorm: "running" or "batch"."""
+    teacher, student = (_model(name, images.num_classes).to(device) for name in pair)
+    pruned = pruning.prune_l1(teacher, 0.1).train(mode == "batch")
+    teacher.eval()
+    student.train()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    crop = transforms.RandomCrop(images.image_size, padding=images.image_size // 8)
+    normalize = transforms.Normalize(images.mean, images.std)
+    transform = transforms.Compose([crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), normalize])
+    loader = DataLoader(PilImages(images.train, transform), BATCH, shuffle=True, num_workers=2, drop_last=True)
+    draws = generator(0, "plain")
+
+    def distance(logits: Tensor, view: Tensor) -> Tensor:
+        with torch.no_grad():
+            answers = 0.7 * teacher(view) + 0.3 * pruned(view)
+        return 2 * losses.value_loss(logits, answers) + 2 * losses.rank_loss(logits, answers)
+
+    while True:
+        batches = iter(loader)
+        for _ in range(len(loader)):
+            started = time.perf_counter()
+            batch, target = (tensor.to(device) for tensor in next(batches))
+            augmented = augmentation.cutmix(batch, draws)
+            data_seconds = time.perf_counter() - started
+            logits = student(batch)
+            loss = (
+                losses.cross_entropy(logits, target) + distance(logits, batch) + distance(student(augmented), augmented)
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            evaluation.accuracy(logits, target), evaluation.accuracy(logits, target, 5)
+            yield Step(time.perf_counter() - started, data_seconds, loss.item())
+
+
+def students_and_teachers(
+    pair: tuple[str, str], classes: int, mode: str, device: torch.device, count: int = 1, plain: bool = False, **config
+) -> tuple[list[Arm], Teachers]:
+    """`count` students of one teacher, untrained, at temperatures 4, 5, ...; `plain` is training's own switch back."""
+    teacher, student = pair
+    config |= {"model": student, "teacher": TeacherConfig(model=teacher), "augmentation": "cutmix", "plain": plain}
+    configs = [DistillConfig(temperature=4.0 + i, pruned_batchnorm=mode, **config) for i in range(count)]
+    dense = _model(teacher, classes).eval().requires_grad_(False).to(device)
+    return [Arm.new(config, _NOWHERE, classes, device) for config in configs], Teachers(dense, plain)
+
+
+def our_loop(
+    pair: tuple[str, str], images: ImageData, mode: str, device: torch.device, count: int = 1
+) -> Iterator[Step]:
+    """Steps of `count` students."""
+    if device.type == "cpu":
+        acceleration.keep_freed_memory()
+    students, teachers = students_and_teachers(pair, images.num_classes, mode, device, count)
+    images, views = images.to(device), set(students[0].views.values())
+    for epoch in itertools.count():
+        batches = epoch_batches(images, views, teachers, seed=0, epoch=epoch, batch_size=BATCH)
+        for _ in range(len(images.train) // BATCH):
+            for arm in students:
+                arm.begin_epoch()
+            started = time.perf_counter()
+            batch = next(batches)
+            data_seconds = time.perf_counter() - started
+            for arm in students:
+                arm.step(batch)
+            loss = float(students[0].sums[0]) / BATCH  # waits for a GPU
+            yield Step(time.perf_counter() - started, data_seconds, loss)
+
+
+_NOWHERE = runs.Run(runs.Path("."))  # a step writes nothing
+
+
+def _model(name: str, classes: int) -> nn.Module:
+    with seeded(0, "weights", name):
+        return models.create(name, classes)

@@ -1,0 +1,178 @@
+"""The tables of the benchmarks, each kept as CSV, and README.md, which shows them: python -m benchmarks.report writes it anew."""
+
+import platform
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+FOLDER = Path(__file__).parent
+MACHINE = "machine"  # the last column of every table
+
+
+def machine(device: torch.device) -> str:
+    """In words: the GPU, or the processor and its threads, and torch's version."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        name = f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__.split('+')[0]}"
+
+
+def save(tables: dict[str, pd.DataFrame], device: torch.device) -> None:
+    """Write each table beside this file, with the machine; then the README that shows them."""
+    for name, table in tables.items():
+        table.assign(**{MACHINE: machine(device)}).to_csv(
+            FOLDER / f"{name}.csv", index=False, float_format="%.9g", lineterminator="\n"
+        )
+    (FOLDER / "README.md").write_text(render())
+
+
+def read(name: str) -> pd.DataFrame:
+    return pd.read_csv(FOLDER / f"{name}.csv")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Its rows as text, in a Markdown table."""
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def render() -> str:
+    """README.md, every number from a CSV beside it."""
+    step, where, parted, epoch = (read(name) for name in ("step", "operators", "agreement", "epoch"))
+    return f"""# Benchmarks
+
+Each prints a table, writes it as CSV beside this file, and writes this file anew. Times are of this machine and of that hour;
+the ratios are of loops that took turns. No test looks at a clock.
+
+## A step: `python -m benchmarks.step`
+
+{step[MACHINE][0]}.
+R2KD with cutmix and the pruned teacher, batches of {64}, real images (the digits, scaled), untrained networks of 100 classes. *Plain* is
+written as the released code works: per-image PIL transforms in a DataLoader with two workers, four separate teacher forwards,
+float32, default layout. *Ours* is a step of `r2kd.training`. Medians of {_counts(step)} steps of each loop, in a process of its own,
+taking turns, [first and third quartile]. *Ratio*: the plain loop, once for each student, over the loop. *Matrix rate*: the FLOPs of
+the networks a second, as a share of a float32 product of two 2048 x 2048 matrices in the same process.
+
+{markdown(_step_table(step))}
+
+{_floor_text(step)}
+
+Where a step goes, by operator (profiled, shares of the time in operators):
+
+{markdown(_operator_table(where))}
+
+## The same numbers: `python -m benchmarks.agreement`
+
+{parted["pair"][0]}, {len(parted)} steps of the recipe (learning rate 0.05), the same batches. The largest relative difference of a step's loss
+from the plain path's (`--plain`: eager, float32, default layout, nothing folded):
+
+{markdown(_agreement_table(parted))}
+
+From the same weights the fast path computes the same loss. Left to itself it parts from the plain one, as the plain one parts
+from itself when the number of threads changes the order of its sums: training magnifies the last digit.
+
+## An epoch: `python -m benchmarks.epoch`
+
+{epoch[MACHINE][0]}.
+{epoch["pair"][0]} on all of CIFAR-100, {epoch["steps"][0]} steps of 64 and a test on {epoch["test_images"][0]:,} images; the pruned teacher's BatchNorm as released,
+on the batch's statistics. The loops took turns, step by step. The 240 epochs of one student are extrapolated, the teacher's own training not included.
+
+{markdown(_epoch_table(epoch))}
+
+## A study: `python -m benchmarks.cost`
+
+What the profiles cost, extrapolated from a few steps of every arm: [cost.csv](cost.csv), shown in the [README](../README.md).
+"""
+
+
+def _counts(step: pd.DataFrame) -> str:
+    return " and ".join(str(count) for count in step.groupby("pair", sort=False)["steps"].first())
+
+
+def _step_table(step: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "pair": step["pair"] + step["pixels"].map(", {} px".format),
+            "loop": step["loop"],
+            "students": step["students"],
+            "pruned BatchNorm": step["pruned_batchnorm"],
+            "step (ms)": [
+                f"{m:.0f} [{a:.0f}, {b:.0f}]"
+                for m, a, b in zip(step["step_ms"], step["quartile_1_ms"], step["quartile_3_ms"], strict=True)
+            ],
+            "images/s": step["images_per_second"].map("{:.1f}".format),
+            "ratio": step["ratio"].map("{:.2f}".format),
+            "data (%)": step["data_percent"].map("{:.1f}".format),
+            "peak memory (GiB)": step["peak_gib"].map("{:.1f}".format),
+            "GFLOP": step["gflop"].map("{:.0f}".format),
+            "of the matrix rate (%)": step["matrix_percent"].map("{:.0f}".format),
+        }
+    )
+
+
+def _floor_text(step: pd.DataFrame) -> str:
+    """For each pair, the ratios to be had if every FLOP of the networks ran at the rate of a matrix product."""
+    lines = []
+    for pair, rows in step[step["pruned_batchnorm"] == "running"].groupby("pair", sort=False):
+        plain = rows[rows["loop"] == "plain"].iloc[0]
+        for _, ours in rows[rows["loop"] == "ours"].iterrows():
+            floor = 1000 * ours["gflop"] / ours["matrix_gflops"]
+            students = f"{ours['students']} student" + ("s" if ours["students"] > 1 else "")
+            lines.append(
+                f"- {pair}, {students}: {ours['gflop']:.0f} GFLOP at {ours['matrix_gflops']:.0f} GFLOP/s are {floor:.0f} ms, "
+                f"a ratio of {ours['students'] * plain['step_ms'] / floor:.2f}; ours has {ours['ratio']:.2f}"
+            )
+    heading = (
+        "The floor: what the networks' own arithmetic takes at the measured matrix rate, and the ratio it would give:"
+    )
+    return "\n".join([heading, "", *lines])
+
+
+def _operator_table(where: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "pair": where["pair"],
+            "loop": where["loop"],
+            "operator": where["operator"].str.removeprefix("aten::"),
+            "ms a step": where["ms"].map("{:.0f}".format),
+            "share (%)": where["percent"].map("{:.1f}".format),
+        }
+    )
+
+
+def largest_differences(parted: pd.DataFrame) -> pd.DataFrame:
+    """A row for each path but the plain: the largest relative difference of its loss from the plain path's."""
+    paths = [name for name in parted.columns if name not in ("pair", "step", "plain", MACHINE)]
+    differences = [float((parted[path] / parted["plain"] - 1).abs().max()) for path in paths]
+    return pd.DataFrame({"path": paths, "largest relative difference": differences})
+
+
+def _agreement_table(parted: pd.DataFrame) -> pd.DataFrame:
+    table = largest_differences(parted)
+    return table.assign(**{"largest relative difference": table["largest relative difference"].map("{:.0e}".format)})
+
+
+def _epoch_table(epoch: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "loop": epoch["loop"],
+            "reading the data (s)": epoch["loading_s"].map("{:.1f}".format),
+            "steps (s)": epoch["training_s"].map("{:.0f}".format),
+            "a step (ms)": [
+                f"{m:.0f} [{a:.0f}, {b:.0f}]"
+                for m, a, b in zip(epoch["step_ms"], epoch["quartile_1_ms"], epoch["quartile_3_ms"], strict=True)
+            ],
+            "test (s)": epoch["test_s"].map("{:.1f}".format),
+            "240 epochs (hours)": epoch["hours_240"].map("{:.1f}".format),
+            "ratio": (epoch["hours_240"][0] / epoch["hours_240"]).map("{:.2f}".format),
+        }
+    )
+
+
+if __name__ == "__main__":
+    (FOLDER / "README.md").write_text(render())

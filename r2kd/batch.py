@@ -1,0 +1,127 @@
+"""A batch as the arms of a study share it: its clean and augmented views, and what the frozen teachers answer to them."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import acceleration, data, pruning
+from .augmentation import AUGMENTATIONS
+from .config import DistillConfig
+from .data import ImageData
+from .randomness import generator
+
+
+class View(NamedTuple):
+    """What an augmented view of a batch depends on; see augmentation."""
+
+    augmentation: str = "none"
+    draws: str = "batch"
+    pick: str = "before"
+
+    @property
+    def purpose(self) -> tuple[str, ...]:
+        """What its random draws are for: views that differ in anything draw their own."""
+        return tuple(part for part, usual in zip(self, (None, "batch", "before"), strict=True) if part != usual)
+
+
+CLEAN = View()
+
+
+class Teachers:
+    """A dense teacher and its pruned copies, frozen. `plain`: as the models are; else folded where they are in eval mode."""
+
+    def __init__(self, dense: nn.Module, plain: bool = False) -> None:
+        self._unpruned, self._plain = dense, plain
+        self._device = next(dense.parameters()).device
+        self.dense = self._frozen(dense)
+        self._mixed: dict[tuple, pruning.MixedTeacher] = {}
+        self._forwards: dict[nn.Module, acceleration.Replayed] = {}
+
+    def mixed(self, config: DistillConfig) -> pruning.MixedTeacher | None:
+        """The mixture with the pruned copy that `config` describes; None where it prunes nothing."""
+        key = (config.pruning_rate, config.dense_weight, config.switch("pruned_batchnorm"))
+        if config.pruning_rate and key not in self._mixed:
+            pruned = pruning.prune_l1(self._unpruned, config.pruning_rate)
+            pruned = self._frozen(pruned) if key[-1] == "running" else pruned.to(memory_format=self._layout)
+            self._mixed[key] = pruning.MixedTeacher(self.dense, pruned, *key[1:])
+        return self._mixed.get(key)
+
+    def logits(self, teacher: nn.Module, images: Tensor) -> Tensor:
+        """(B, C) float32: what one of the teachers answers."""
+        with torch.inference_mode(), acceleration.autocast(self._device, self._plain):
+            if teacher not in self._forwards:
+                self._forwards[teacher] = teacher if self._plain else acceleration.Replayed(teacher)
+            logits = self._forwards[teacher](images).float()
+        return logits.clone()  # a loss takes no tensor of inference mode, and the next replay writes over a graph's
+
+    @property
+    def _layout(self) -> torch.memory_format:
+        return torch.contiguous_format if self._plain else torch.channels_last
+
+    def _frozen(self, model: nn.Module) -> nn.Module:
+        if self._plain:
+            return model.eval()
+        return acceleration.frozen(model, acceleration.precision(self._device))
+
+
+class Batch:
+    """The views of a batch, (B, 3, H, W) each, and the teachers' logits for them, computed once, when the first arm asks."""
+
+    def __init__(self, images: dict[View, Tensor], target: Tensor, teachers: Teachers | None = None) -> None:
+        self.images, self.target, self._teachers = images, target, teachers
+        self._logits: dict[tuple[nn.Module, View], Tensor] = {}
+
+    def teacher_logits(self, view: View, config: DistillConfig) -> Tensor:
+        """(B, C): of the dense teacher, or of its mixture with the pruned copy that `config` describes."""
+        dense = self._answers(self._teachers.dense, view)
+        mixed = self._teachers.mixed(config)
+        return dense if mixed is None else mixed.mix(dense, self._answers(mixed.pruned, view))
+
+    def dense_logits(self, images: Tensor) -> Tensor:
+        """The dense teacher's answer (B, C) to any images; that to a view is kept."""
+        view = next((view for view, known in self.images.items() if known is images), None)
+        dense = self._teachers.dense
+        return self._teachers.logits(dense, images) if view is None else self._answers(dense, view)
+
+    def _answers(self, teacher: nn.Module, view: View) -> Tensor:
+        if (teacher, view) not in self._logits:
+            asked = [view]
+            # in one forward where launches are what costs; on a CPU its rounding could depend on how many views there are
+            if self.target.is_cuda and not teacher.training:
+                asked = [other for other in self.images if (teacher, other) not in self._logits]
+            images = [self.images[other] for other in asked]
+            logits = self._teachers.logits(teacher, torch.cat(images) if len(images) > 1 else images[0])
+            for other, part in zip(asked, logits.split([len(part) for part in images]), strict=True):
+                self._logits[(teacher, other)] = part
+        return self._logits[(teacher, view)]
+
+
+def epoch_batches(
+    images: ImageData,
+    views: set[View],
+    teachers: Teachers | None,
+    *,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    plain: bool = False,
+) -> Iterator[Batch]:
+    """The batches of an epoch, on the device of the images, each with the views asked for and the clean one.
+
+    Order, crops and each view have a generator of their own, from (seed, what it is for, epoch).
+    """
+    order, crops = generator(seed, "order", epoch), generator(seed, "crops", epoch)
+    drawn = {view: generator(seed, *view.purpose, epoch) for view in sorted(views - {CLEAN})}
+    layout = torch.contiguous_format if plain else torch.channels_last
+    context = {"mean": images.mean, "std": images.std, "policy": images.policy}
+    indices = data.batch_indices(len(images.train), batch_size, order)
+    for pixels, target in images.train.batches(indices):
+        cropped = data.crop_and_flip(pixels, images.image_size // 8, images.flip, crops)
+        batch = Batch({CLEAN: images.normalize(cropped).contiguous(memory_format=layout)}, target, teachers)
+        for view, draws in drawn.items():
+            context |= {"draws": view.draws, "pick": view.pick, "teacher": batch.dense_logits}
+            augmented = AUGMENTATIONS[view.augmentation](batch.images[CLEAN], draws, **context)
+            batch.images[view] = augmented.contiguous(memory_format=layout)
+        yield batch

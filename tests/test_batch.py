@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from r2kd import batch, data, models, pruning
+from r2kd.batch import CLEAN, Batch, Teachers, View, epoch_batches
+from r2kd.config import DistillConfig, TeacherConfig
+
+TAUGHT = {"model": "resnet8", "teacher": TeacherConfig(model="resnet8")}
+RUNNING = DistillConfig(**TAUGHT, pruned_batchnorm="running")
+BATCH = DistillConfig(**TAUGHT)
+DENSE = DistillConfig(**TAUGHT, pruning_rate=0.0)
+
+
+@pytest.fixture
+def dense():
+    return models.create("resnet8", 10).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits").subset(150, None)
+
+
+def views(count=4):
+    drawn = torch.Generator().manual_seed(0)
+    return {view: torch.randn(count, 3, 16, 16, generator=drawn) for view in (CLEAN, View("cutmix"))}
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("config", [RUNNING, BATCH, DENSE])
+def test_the_teachers_answer_as_the_mixture_does_to_each_view_alone(config, plain, dense):
+    given = views()
+    shared = Batch(given, torch.zeros(4), Teachers(dense, plain))
+    mixed = pruning.MixedTeacher(dense, pruning.prune_l1(dense, 0.1), 0.7, config.switch("pruned_batchnorm"))
+    for view, images in given.items():
+        logits = shared.teacher_logits(view, config)
+        expected = mixed(images) if config.pruning_rate else dense(images)
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+        assert not logits.is_inference() and not logits.requires_grad
+
+
+def test_each_answer_is_computed_once_for_all_arms(dense, monkeypatch):
+    asked = []
+    answer = Teachers.logits
+    monkeypatch.setattr(Teachers, "logits", lambda *given: asked.append(given[1]) or answer(*given))
+    shared = Batch(views(), torch.zeros(4), Teachers(dense))
+    for config in (RUNNING, BATCH, DENSE, RUNNING, BATCH, DENSE):
+        for view in shared.images:
+            shared.teacher_logits(view, config)
+    shared.dense_logits(shared.images[CLEAN])
+    assert len(asked) == 6 and len(set(asked)) == 3
+    shared.dense_logits(torch.zeros(2, 3, 16, 16))
+    assert len(asked) == 7
+
+
+def test_a_view_draws_the_same_whatever_other_views_there_are(digits, dense):
+    wanted = View("mixup")
+    recipe = {"seed": 0, "epoch": 2, "batch_size": 64}
+    alone = epoch_batches(digits, {wanted}, None, **recipe)
+    among = epoch_batches(digits, {CLEAN, View("cutmix"), wanted, View("cutmixpick")}, Teachers(dense), **recipe)
+    for first, second in zip(alone, among, strict=True):
+        assert torch.equal(first.target, second.target)
+        assert all(torch.equal(first.images[view], second.images[view]) for view in (CLEAN, wanted))
+    assert set(second.images) == {CLEAN, View("cutmix"), wanted, View("cutmixpick")}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_cuda_both_views_go_through_a_frozen_teacher_in_one_forward(dense, monkeypatch):
+    asked = []
+    answer = Teachers.logits
+    monkeypatch.setattr(Teachers, "logits", lambda *given: asked.append(len(given[2])) or answer(*given))
+    on_device = {view: images.cuda() for view, images in views().items()}
+    shared = Batch(on_device, torch.zeros(4, device="cuda"), batch.Teachers(dense.cuda()))
+    for view in on_device:
+        shared.teacher_logits(view, RUNNING)
+    assert asked == [8, 8]
