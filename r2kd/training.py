@@ -136,7 +136,8 @@ class Arm:
             model = models.create(config.model, num_classes)
         model = model.to(device, memory_format=torch.contiguous_format if config.plain else torch.channels_last)
         recipe = {"lr": config.learning_rate, "momentum": config.momentum, "weight_decay": config.weight_decay}
-        return cls(config, run, model, torch.optim.SGD(model.parameters(), **recipe, fused=not config.plain))
+        recipe["fused"] = device.type == "cuda" and not config.plain  # torch's fused CPU kernel ignores strides
+        return cls(config, run, model, torch.optim.SGD(model.parameters(), **recipe))
 
     @property
     def views(self) -> dict[str, View]:

@@ -369,7 +369,7 @@ def test_a_plain_run_is_another_run_and_changes_what_it_says_it_does(teacher, im
     assert {name: hasattr(dense, "bn1") for name, dense in folded.items()} == {"fast": False, "plain": True}
     arms = [training.Arm.new(c, training.find_run(c, images), 10, torch.device("cpu")) for c in (fast, plain)]
     layouts = [arm.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last) for arm in arms]
-    assert layouts == [True, False] and [arm.optimizer.defaults["fused"] for arm in arms] == [True, False]
+    assert layouts == [True, False]
     assert training.distill(plain, images, progress=False).config["plain"] is True
 
 
