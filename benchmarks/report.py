@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 
 FOLDER = Path(__file__).parent
+TABLES = ("step", "operators", "batch", "agreement", "epoch")
 MACHINE = "machine"  # the last column of every table
 
 
@@ -28,7 +29,8 @@ def save(tables: dict[str, pd.DataFrame], device: torch.device) -> None:
         table.assign(**{MACHINE: machine(device)}).to_csv(
             FOLDER / f"{name}.csv", index=False, float_format="%.9g", lineterminator="\n"
         )
-    (FOLDER / "README.md").write_text(render())
+    if all((FOLDER / f"{name}.csv").exists() for name in TABLES):
+        (FOLDER / "README.md").write_text(render())
 
 
 def read(name: str) -> pd.DataFrame:
@@ -43,7 +45,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def render() -> str:
     """README.md, every number from a CSV beside it."""
-    step, where, parted, epoch = (read(name) for name in ("step", "operators", "agreement", "epoch"))
+    step, where, batch, parted, epoch = map(read, TABLES)
     return f"""# Benchmarks
 
 Each prints a table, writes it as CSV beside this file, and writes this file anew. Times are of this machine and of that hour;
@@ -65,6 +67,13 @@ the networks a second, as a share of a float32 product of two 2048 x 2048 matric
 Where a step goes, by operator (profiled, shares of the time in operators):
 
 {markdown(_operator_table(where))}
+
+## A batch: `python -m benchmarks.batch`
+
+Indexing, cropping, flipping, normalising and augmenting 64 images; in brackets the share of the step of one student above (BatchNorm
+running). *After* is cutmixpick as its authors have it. One draw for each image takes autoaug through its images one by one.
+
+{markdown(_batch_table(batch))}
 
 ## The same numbers: `python -m benchmarks.agreement`
 
@@ -143,6 +152,16 @@ def _operator_table(where: pd.DataFrame) -> pd.DataFrame:
             "share (%)": where["percent"].map("{:.1f}".format),
         }
     )
+
+
+def _batch_table(batch: pd.DataFrame) -> pd.DataFrame:
+    batch["view"] = batch["augmentation"] + batch["pick"].map({"before": "", "after": ", after"})
+    batch["shown"] = [f"{ms:.1f} ({share:.1f} %)" for ms, share in zip(batch["ms"], batch["step_percent"], strict=True)]
+    batch["column"] = [
+        f"{pixels} px, a draw a {draws} (ms)" for pixels, draws in zip(batch["pixels"], batch["draws"], strict=True)
+    ]
+    wide = batch.pivot_table(index="view", columns="column", values="shown", aggfunc="first", sort=False)
+    return wide.fillna("").reset_index()
 
 
 def largest_differences(parted: pd.DataFrame) -> pd.DataFrame:

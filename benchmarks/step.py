@@ -1,8 +1,8 @@
 """A step of training, a plain loop against ours: python -m benchmarks.step
 
 Each loop runs in a process of its own, and they take turns, step by step, so that a slower hour of the machine meets all.
-Prints the medians of the step times with their quartiles, and where a step goes by operator. Writes step.csv, operators.csv
-and README.md beside it. On two CPU cores about 15 minutes, most of them for the wide pair.
+Prints the medians of the step times with their quartiles. Writes step.csv and README.md beside it. On two CPU cores about a
+quarter of an hour, most of it for the wide pair.
 """
 
 import argparse
@@ -150,25 +150,6 @@ def _ask(connection: Connection, message: str) -> Step | float:
     return connection.recv()
 
 
-def operators(pair: str, loop: str, device: torch.device, count: int = 3, shown: int = 8) -> pd.DataFrame:
-    """Where a step goes: the operators with the largest share of its own time, and the rest."""
-    endless = steps(pair, loop, device)
-    for _ in range(2):
-        next(endless)
-    with torch.profiler.profile() as profile:
-        for _ in range(count):
-            next(endless)
-    endless.close()
-    kind = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    times = pd.Series({event.key: getattr(event, kind) for event in profile.key_averages()}) / count / 1000
-    largest = times.sort_values(ascending=False)
-    largest = pd.concat([largest[:shown], pd.Series({"all others": largest[shown:].sum()})])
-    about = {"pair": pair, "loop": loop}
-    return pd.DataFrame(
-        [about | {"operator": k, "ms": v, "percent": 100 * v / times.sum()} for k, v in largest.items()]
-    )
-
-
 def main() -> None:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--steps", type=int, help="measured steps of each loop [30 at 32 pixels, 8 at 64]")
@@ -177,13 +158,7 @@ def main() -> None:
     device = resolve_device(options.device)
     measured = pd.concat([measure(pair, options.steps or STEPS[pair], device) for pair in CASES])
     print(measured.round(2).to_string(index=False), end="\n\n")
-    cases = [(pair, loop, device) for pair in CASES for loop in ("plain", "ours")]
-    with multiprocessing.get_context("spawn").Pool(
-        1, maxtasksperchild=1
-    ) as pool:  # ours changes its process's allocator
-        where = pd.concat(pool.starmap(operators, tqdm(cases, desc="operators"), chunksize=1))
-    print(where.round(1).to_string(index=False))
-    report.save({"step": measured, "operators": where}, device)
+    report.save({"step": measured}, device)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Teachers:
         key = (config.pruning_rate, config.dense_weight, config.switch("pruned_batchnorm"))
         if config.pruning_rate and key not in self._mixed:
             pruned = pruning.prune_l1(self._unpruned, config.pruning_rate)
-            pruned = self._frozen(pruned) if key[-1] == "running" else pruned.to(memory_format=self._layout)
+            pruned = self._frozen(pruned) if key[-1] == "running" else pruned.to(memory_format=acceleration.layout(self._plain))
             self._mixed[key] = pruning.MixedTeacher(self.dense, pruned, *key[1:])
         return self._mixed.get(key)
 
@@ -55,10 +55,6 @@ class Teachers:
                 self._forwards[teacher] = teacher if self._plain else acceleration.Replayed(teacher)
             logits = self._forwards[teacher](images).float()
         return logits.clone()  # a loss takes no tensor of inference mode, and the next replay writes over a graph's
-
-    @property
-    def _layout(self) -> torch.memory_format:
-        return torch.contiguous_format if self._plain else torch.channels_last
 
     def _frozen(self, model: nn.Module) -> nn.Module:
         if self._plain:
@@ -114,7 +110,7 @@ def epoch_batches(
     """
     order, crops = generator(seed, "order", epoch), generator(seed, "crops", epoch)
     drawn = {view: generator(seed, *view.purpose, epoch) for view in sorted(views - {CLEAN})}
-    layout = torch.contiguous_format if plain else torch.channels_last
+    layout = acceleration.layout(plain)
     context = {"mean": images.mean, "std": images.std, "policy": images.policy}
     indices = data.batch_indices(len(images.train), batch_size, order)
     for pixels, target in images.train.batches(indices):

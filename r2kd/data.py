@@ -105,7 +105,8 @@ class ImageData:
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> float32, channels last, minus the mean over the standard deviation of each channel."""
-        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        statistics = torch.tensor((self.mean, self.std)).view(2, -1, 1, 1)
+        mean, std = statistics.to(images.device, non_blocking=True)
         return images.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
     def to(self, device: torch.device | str) -> "ImageData":

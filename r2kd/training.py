@@ -134,7 +134,7 @@ class Arm:
         """With the weights of the seed, before its first epoch."""
         with seeded(config.seed, "weights", config.model):
             model = models.create(config.model, num_classes)
-        model = model.to(device, memory_format=torch.contiguous_format if config.plain else torch.channels_last)
+        model = model.to(device, memory_format=acceleration.layout(config.plain))
         recipe = {"lr": config.learning_rate, "momentum": config.momentum, "weight_decay": config.weight_decay}
         recipe["fused"] = device.type == "cuda" and not config.plain  # torch's fused CPU kernel ignores strides
         return cls(config, run, model, torch.optim.SGD(model.parameters(), **recipe))
@@ -266,7 +266,8 @@ def _train(configs: list[Config], images: ImageData | None, progress: bool) -> l
     images = images.to(device)
     teachers = _teachers(list(missing.values()), images, device, progress)
     arms = [_start(config, run, images, device) for run, config in missing.items()]
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    exact = {"deterministic": True, "allow_tf32": not first.plain}
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, **exact):
         _epochs(arms, images, teachers, progress)
     failures = [arm.failure for arm in arms if arm.failure]
     if len(failures) > 1:

@@ -20,9 +20,9 @@ class Block(nn.Module):
             self.convShortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        activated = torch.relu(self.bn1(features))
-        out = self.conv2(torch.relu(self.bn2(self.conv1(activated))))
-        return out + (features if self.convShortcut is None else self.convShortcut(activated))
+        activated = nn.functional.relu(self.bn1(features), inplace=True)
+        out = self.conv2(nn.functional.relu(self.bn2(self.conv1(activated)), inplace=True))
+        return out.add_(features if self.convShortcut is None else self.convShortcut(activated))
 
 
 class Stage(nn.Module):

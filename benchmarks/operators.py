@@ -1,0 +1,53 @@
+"""Where a step of the plain loop and of ours goes, by operator: python -m benchmarks.operators
+
+The profiler's time of each operator itself, a mean of three steps after two that are not counted. Each loop runs in a
+process of its own, as ours changes its process's allocator. Writes operators.csv and README.md beside it.
+"""
+
+import argparse
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import pandas as pd
+import torch
+
+from benchmarks import report
+from benchmarks.step import CASES, steps
+from r2kd.progress import tqdm
+from r2kd.training import resolve_device
+
+
+def operators(pair: str, loop: str, device: torch.device, count: int = 3, shown: int = 8) -> pd.DataFrame:
+    """Where a step goes: the operators with the largest share of its own time, and the rest."""
+    endless = steps(pair, loop, device)
+    for _ in range(2):
+        next(endless)
+    with torch.profiler.profile() as profile:
+        for _ in range(count):
+            next(endless)
+    endless.close()
+    kind = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    times = pd.Series({event.key: getattr(event, kind) for event in profile.key_averages()}) / count / 1000
+    largest = times.sort_values(ascending=False)
+    largest = pd.concat([largest[:shown], pd.Series({"all others": largest[shown:].sum()})])
+    about = {"pair": pair, "loop": loop}
+    return pd.DataFrame(
+        [about | {"operator": k, "ms": v, "percent": 100 * v / times.sum()} for k, v in largest.items()]
+    )
+
+
+def main() -> None:
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--device", default="auto", help="auto, cpu, cuda [auto]")
+    device = resolve_device(top.parse_args().device)
+    tables = []
+    for pair, loop in tqdm([(pair, loop) for pair in CASES for loop in ("plain", "ours")], desc="loops"):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+            tables.append(alone.submit(operators, pair, loop, device).result())
+    table = pd.concat(tables)
+    print(table.round(1).to_string(index=False))
+    report.save({"operators": table}, device)
+
+
+if __name__ == "__main__":
+    main()
