@@ -58,13 +58,14 @@ R2KD with cutmix and the pruned teacher, batches of {64}, real images (the digit
 written as the released code works: per-image PIL transforms in a DataLoader with two workers, four separate teacher forwards,
 float32, default layout. *Ours* is a step of `r2kd.training`. Medians of {_counts(step)} steps of each loop, in a process of its own,
 taking turns, [first and third quartile]. *Ratio*: the plain loop, once for each student, over the loop. *Matrix rate*: the FLOPs of
-the networks a second, as a share of a float32 product of two 2048 x 2048 matrices in the same process.
+the networks a second, as a share of a float32 product of two 2048 x 2048 matrices in the same process (above 100 %: torch's
+convolutions run faster than that product).
 
 {markdown(_step_table(step))}
 
 {_floor_text(step)}
 
-Where a step goes, by operator (profiled, shares of the time in operators):
+Where a step goes, by operator (`python -m benchmarks.operators`, the profiler's own time of each, shares of the sum):
 
 {markdown(_operator_table(where))}
 
