@@ -7,14 +7,13 @@ and test their student. Prints a table, writes epoch.csv and README.md beside it
 import argparse
 import statistics
 import time
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
 import pandas as pd
 import torch
 
 from benchmarks import report
-from benchmarks.loops import BATCH, Step, our_loop, plain_loop
+from benchmarks.loops import BATCH, Step, ask, our_loop, plain_loop, processes
 from r2kd import data, evaluation, models
 from r2kd.experiments import PAIRS
 from r2kd.progress import tqdm
@@ -24,8 +23,9 @@ LOOPS = {"plain": plain_loop, "ours": our_loop}
 
 
 def serve(connection: Connection, loop: str, pair: str, root: str | None, device: str) -> None:
-    """In a process of its own: the seconds to read the data, then those of a step for each "step", at last of a test."""
+    """In a process of its own: seconds to "load" the data, a Step for each "step", at last the seconds of a "test"."""
     device = torch.device(device)
+    connection.recv()
     started = time.perf_counter()
     images = data.load("cifar100", root)
     connection.send(time.perf_counter() - started)
@@ -49,25 +49,15 @@ def main() -> None:
     device = resolve_device(options.device)
     images = data.load("cifar100", options.data_root)  # decoded once and cached, or downloaded, before a clock runs
     count = len(images.train) // BATCH
-    context = get_context("spawn")
-    served, loading = {}, {}
-    for loop in LOOPS:
-        mine, theirs = context.Pipe()
-        arguments = (theirs, loop, options.pair, options.data_root, str(device))
-        process = context.Process(target=serve, args=arguments)
-        process.start()
-        served[loop] = mine, process
-        loading[loop] = mine.recv()
     taken: dict[str, list[Step]] = {loop: [] for loop in LOOPS}
-    for _ in tqdm(range(count), desc=f"{options.pair}, an epoch of {len(LOOPS)} loops"):
-        for loop, (connection, _) in served.items():
-            connection.send("step")
-            taken[loop].append(connection.recv())
+    with processes(serve, {loop: (loop, options.pair, options.data_root, str(device)) for loop in LOOPS}) as served:
+        loading = {loop: ask(connection, "load") for loop, connection in served.items()}
+        for _ in tqdm(range(count), desc=f"{options.pair}, an epoch of {len(LOOPS)} loops"):
+            for loop, connection in served.items():
+                taken[loop].append(ask(connection, "step"))
+        testing = {loop: ask(connection, "test") for loop, connection in served.items()}
     rows = []
-    for loop, (connection, process) in served.items():
-        connection.send("test")
-        test_seconds = connection.recv()
-        process.join()
+    for loop in LOOPS:
         seconds = [step.seconds for step in taken[loop]]
         quartiles = statistics.quantiles(seconds, n=4)
         rows.append(
@@ -79,8 +69,8 @@ def main() -> None:
                 "step_ms": 1000 * quartiles[1],
                 "quartile_1_ms": 1000 * quartiles[0],
                 "quartile_3_ms": 1000 * quartiles[2],
-                "test_s": test_seconds,
-                "hours_240": 240 * (sum(seconds) + test_seconds) / 3600,
+                "test_s": testing[loop],
+                "hours_240": 240 * (sum(seconds) + testing[loop]) / 3600,
                 "data_percent": 100 * sum(step.data_seconds for step in taken[loop]) / sum(seconds),
                 "steps": count,
                 "test_images": len(images.test),

@@ -6,7 +6,10 @@ Ours: what r2kd.training does with a batch. Both: R2KD with cutmix and the prune
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import torch
@@ -113,6 +116,29 @@ def our_loop(
                 arm.step(batch)
             loss = float(students[0].sums[0]) / BATCH  # waits for a GPU
             yield Step(time.perf_counter() - started, data_seconds, loss)
+
+
+@contextmanager
+def processes(serve: Callable, arguments: dict[str, tuple]) -> Iterator[dict[str, Connection]]:
+    """A process for each name, running serve(connection, *its arguments), and our ends of their pipes; they end with the block."""
+    context, started = get_context("spawn"), []
+    with ExitStack() as open_connections:
+        connections = {}
+        for name, given in arguments.items():
+            mine, theirs = context.Pipe()
+            started.append(context.Process(target=serve, args=(theirs, *given)))
+            started[-1].start()
+            theirs.close()  # so that we notice if it dies
+            connections[name] = open_connections.enter_context(mine)
+        yield connections
+    for process in started:
+        process.join()
+
+
+def ask(connection: Connection, message: str) -> Step | float:
+    """What the process at the other end answers."""
+    connection.send(message)
+    return connection.recv()
 
 
 _NOWHERE = runs.Run(runs.Path("."))  # a step writes nothing

@@ -7,7 +7,6 @@ quarter of an hour, most of it for the wide pair.
 
 import argparse
 import dataclasses
-import multiprocessing
 import resource
 import statistics
 import sys
@@ -21,7 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import report
-from benchmarks.loops import BATCH, Step, our_loop, plain_loop
+from benchmarks.loops import BATCH, Step, ask, our_loop, plain_loop, processes
 from r2kd import acceleration, data, models
 from r2kd.data import ImageData
 from r2kd.experiments import PAIRS
@@ -98,22 +97,14 @@ def _flops(model: nn.Module, image: torch.Tensor, backward: bool) -> int:
 
 def measure(pair: str, count: int, device: torch.device) -> pd.DataFrame:
     """A row a loop, medians over `count` alternating steps after two that are not counted."""
-    context = multiprocessing.get_context("spawn")
-    served = {}
-    for loop in LOOPS:
-        mine, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, pair, loop, str(device)))
-        process.start()
-        served[loop] = mine, process
     taken: dict[str, list[Step]] = {loop: [] for loop in LOOPS}
     rates: dict[str, list[float]] = {loop: [] for loop in LOOPS}
-    for _ in tqdm(range(count + 2), desc=f"{pair}, steps of {len(LOOPS)} loops"):
-        for loop, (connection, _) in served.items():
-            taken[loop].append(_ask(connection, "step"))
-            rates[loop].append(_ask(connection, "product"))
-    memory = {loop: _ask(connection, "end") for loop, (connection, _) in served.items()}
-    for _, process in served.values():
-        process.join()
+    with processes(serve, {loop: (pair, loop, str(device)) for loop in LOOPS}) as served:
+        for _ in tqdm(range(count + 2), desc=f"{pair}, steps of {len(LOOPS)} loops"):
+            for loop, connection in served.items():
+                taken[loop].append(ask(connection, "step"))
+                rates[loop].append(ask(connection, "product"))
+        memory = {loop: ask(connection, "end") for loop, connection in served.items()}
     medians = {loop: statistics.median(step.seconds for step in taken[loop][2:]) for loop in LOOPS}
     rows = []
     for loop, (kind, arms, mode) in LOOPS.items():
@@ -143,11 +134,6 @@ def measure(pair: str, count: int, device: torch.device) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def _ask(connection: Connection, message: str) -> Step | float:
-    connection.send(message)
-    return connection.recv()
 
 
 def main() -> None:
