@@ -54,7 +54,7 @@ the ratios are of loops that took turns. No test looks at a clock.
 ## A step: `python -m benchmarks.step`
 
 {step[MACHINE][0]}.
-R2KD with cutmix and the pruned teacher, batches of {64}, real images (the digits, scaled), untrained networks of 100 classes. *Plain* is
+R2KD with cutmix and the pruned teacher, batches of 64, real images (the digits, scaled), untrained networks of 100 classes. *Plain* is
 written as the released code works: per-image PIL transforms in a DataLoader with two workers, four separate teacher forwards,
 float32, default layout. *Ours* is a step of `r2kd.training`. Medians of {_counts(step)} steps of each loop, in a process of its own,
 taking turns, [first and third quartile]. *Ratio*: the plain loop, once for each student, over the loop. *Matrix rate*: the FLOPs of

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ def frozen(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     return folded.to(memory_format=layout())
 
 
+@cache  # asked at each step
 def precision(device: torch.device, plain: bool = False) -> torch.dtype:
     """bfloat16 on a GPU that computes in it; float32 elsewhere, and wherever it is to be `plain`."""
     half = not plain and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -31,8 +33,7 @@ def precision(device: torch.device, plain: bool = False) -> torch.dtype:
 
 def autocast(device: torch.device, plain: bool = False) -> torch.autocast:
     """Convolutions and matrix products in the `precision` of the device."""
-    dtype = precision(device, plain)
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device, plain) == torch.bfloat16)
 
 
 def keep_freed_memory() -> bool:

@@ -44,11 +44,9 @@ class Teachers:
         key = (config.pruning_rate, config.dense_weight, config.switch("pruned_batchnorm"))
         if config.pruning_rate and key not in self._mixed:
             pruned = pruning.prune_l1(self._unpruned, config.pruning_rate)
-            pruned = (
-                self._frozen(pruned)
-                if key[-1] == "running"
-                else pruned.to(memory_format=acceleration.layout(self._plain))
-            )
+            pruned = pruned.to(memory_format=acceleration.layout(self._plain))
+            if key[-1] == "running":
+                pruned = self._frozen(pruned)
             self._mixed[key] = pruning.MixedTeacher(self.dense, pruned, *key[1:])
         return self._mixed.get(key)
 

@@ -28,12 +28,10 @@ def predict(
     """
     logits = []
     indices = torch.arange(len(split)).split(batch_size or BATCH_SIZES.get(split.labels.device.type, 256))
-    bar = tqdm(total=len(indices), desc="evaluating", unit="batch", leave=False, disable=len(indices) < 20)
-    for images, _ in split.batches(indices):
+    bar = {"total": len(indices), "desc": "evaluating", "unit": "batch", "leave": False, "disable": len(indices) < 20}
+    for images, _ in tqdm(split.batches(indices), **bar):
         images = data.normalize(images)
         logits.append(model(images if transform is None else transform(images)).float())
-        bar.update()
-    bar.close()
     return torch.cat(logits)
 
 

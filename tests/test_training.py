@@ -80,7 +80,7 @@ def test_three_updates_are_the_released_ones(mode, switches, plain, golden):
             # one ReLU of the released float32 run, 1.7e-7 standard deviations from 0, is on the other side in float64
             assert_close(arm.model.conv1.weight.grad, step[f"{mode}/grad/conv1.weight"], tolerance=3e-3)
     assert_close(arm.model.fc.bias.detach(), step[f"{mode}/after3/fc.bias"])
-    if not plain:
+    if mode == "running" and not plain:
         return  # there the pruned copy is folded, and holds other numbers
     pruned = teachers.mixed(arm.config).pruned
     for name in ("conv1.weight", "layer1.0.conv1.weight"):
