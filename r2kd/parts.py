@@ -1,0 +1,104 @@
+"""The parts of a configuration that are plain settings: each field is said here once, with its default and its help.
+
+Command line, studies, captions, tables and addresses follow from these fields. A field that is added with a default leaves the
+address of every run as it is; the default of a field is never changed, as an address holds what differs from it.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self
+
+from .entries import Option
+
+
+def setting(default: Any, help: str, *, acts: bool = True, above: float | None = None, least: float | None = None) -> Any:
+    """A field. `acts`: whether the numbers of a run depend on it. `above`, `least`: its bound, open or closed."""
+    return field(default=default, metadata={"help": help, "acts": acts, "above": above, "least": least})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some settings. Raises ValueError, when it is made, for a value that cannot be."""
+
+    def __post_init__(self) -> None:
+        for known in fields(self):
+            value = self.settings()[known.name].read(getattr(self, known.name), type(self).__name__.lower())
+            object.__setattr__(self, known.name, value)
+            above, least = known.metadata["above"], known.metadata["least"]
+            if value is not None and above is not None and not value > above:
+                raise ValueError(f"{known.name} must be above {above}, not {value}")
+            if value is not None and least is not None and not value >= least:
+                raise ValueError(f"{known.name} must be at least {least}, not {value}")
+
+    @classmethod
+    def settings(cls) -> dict[str, Option]:
+        return {known.name: Option.of(known.name, known.default, known.type) for known in fields(cls)}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {known.name: getattr(self, known.name) for known in fields(self)}
+
+    def __contains__(self, option: str) -> bool:
+        return option in self.options
+
+    def with_options(self, **options: Any) -> Self:
+        """The same with other values. Raises ValueError for an unknown setting, or a value that it cannot have."""
+        unknown = [name for name in options if name not in self]
+        if unknown:
+            kind = type(self).__name__.lower()
+            raise ValueError(f"unknown setting {unknown[0]!r} of {kind}; known: {', '.join(self.options)}")
+        return replace(self, **options)
+
+    def acts(self) -> dict[str, Any]:
+        """The settings that the numbers of a run depend on and that differ from their defaults."""
+        changed = (known for known in fields(self) if getattr(self, known.name) != known.default)
+        return {known.name: getattr(self, known.name) for known in changed if known.metadata["acts"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Part):
+    """The images. Subsets are class-balanced and always the same; None is all of them."""
+
+    dataset: str = setting("digits", "a data set by name, or a folder of images")
+    image_size: int | None = setting(None, "side in pixels that the images are brought to", least=8)
+    train_images: int | None = setting(None, "a class-balanced subset of so many training images", above=0)
+    test_images: int | None = setting(None, "the same of the test images", above=0)
+    validation_images: int = setting(0, "so many training images, kept from training, choose an epoch", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Part):
+    """The released recipe: SGD, and a learning rate that is divided by 10 after each of the milestones."""
+
+    epochs: int = setting(240, "passes over the training images", above=0)
+    batch_size: int = setting(64, "images of a step; BatchNorm and class-wise distances need neighbours", least=2)
+    learning_rate: float | None = setting(None, "None: the model's own", above=0)
+    milestones: tuple[int, ...] | None = setting(None, "None: 150, 180 and 210 of 240 epochs, in proportion")
+    momentum: float = setting(0.9, "of SGD", least=0)
+    weight_decay: float = setting(5e-4, "of SGD", least=0)
+    reported: Literal["best", "last"] = setting("best", "the epoch whose accuracy a run reports", acts=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning(Part):
+    """The pruned copy of the teacher, and what it weighs in the mixture; see pruning.MixedTeacher."""
+
+    pruning_rate: float = setting(0.0, "share pruned from each layer of the copy; 0: the dense teacher alone", least=0)
+    dense_weight: float = setting(0.7, "share of the dense teacher's logits in the mixture", least=0)
+    pruned_batchnorm: Literal["batch", "running"] = setting("batch", "statistics that the pruned copy normalises by")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pruning_rate >= 1:
+            raise ValueError(f"pruning_rate is a share of the weights, 0 <= rate < 1, not {self.pruning_rate}")
+        if self.dense_weight > 1:
+            raise ValueError(f"dense_weight is a share, 0 <= dense_weight <= 1, not {self.dense_weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Part):
+    """Where and how it runs."""
+
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1 ...", acts=False)
+    plain: bool = setting(False, "eager, float32, nothing folded: slower, a run of its own, to compare with")
+    data_root: str | None = setting(None, "where data sets lie or are downloaded to [$R2KD_DATA, else data/]", acts=False)
+    runs_root: str | None = setting(None, "where run folders go [$R2KD_RUNS, else runs/]", acts=False)
