@@ -1,21 +1,27 @@
-"""python -m r2kd {teacher,distill,evaluate}: one training or one evaluation; `run_all.py` runs the whole study."""
+"""python -m r2kd {teacher,distill,evaluate,runs}: one training, one evaluation, or the table of all runs.
+
+`run_all.py` runs a whole study."""
 
 import argparse
 import dataclasses
 import json
 import os
 import sys
+from pathlib import Path
 
-from . import data, evaluation, experiments, fidelity, models, training
+from . import data, entries, evaluation, experiments, fidelity, models, records, runs, training
 from .augmentation import AUGMENTATIONS
-from .config import METHODS
-from .training import DistillConfig, TeacherConfig
+from .config import DistillConfig, TeacherConfig
+from .methods import METHODS
+from .parts import Data, Machine, Part, Pruning, Recipe
 
 EXAMPLES = """examples:
   python -m r2kd teacher  -d digits -m resnet20
   python -m r2kd distill  -d digits --pair res20_res8 -a cutmix
-  python -m r2kd distill  -d cifar100 --pair res56_res20 -a mixup --no-pruning --seed 1
+  python -m r2kd distill  -d cifar100 --pair res56_res20 --method r2kd:temperature=2 -a mixup --pruning-rate 0 --seed 1
+  python -m r2kd distill  -d digits --teacher resnet20 --student torchvision:resnet18 --method mine --load my_methods.py
   python -m r2kd evaluate -d tiny_imagenet -m resnet20 -c students/res56_res20_student_best
+  python -m r2kd runs --csv > runs.csv
 
 The same call again returns the finished run, or goes on with the one that was cut off."""
 
@@ -28,55 +34,86 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True)
+    known = ", ".join(models.NAMES)
 
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("-d", "--dataset", required=True, help=f"{', '.join(data.NAMES)}, or a folder of images")
-    common.add_argument("--image-size", type=int, help="side in pixels that the images are brought to")
-    common.add_argument("--data-root", help="where data sets lie or are downloaded to [$R2KD_DATA, else data/]")
-    common.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... [auto]")
+    teacher = commands.add_parser("teacher", help="train a model by cross-entropy")
+    teacher.add_argument("-m", "--model", required=True, help=known)
+    teacher.add_argument("-c", "--checkpoint", help="its weights, in place of training it")
+    _training_options(teacher, Data, Recipe, Machine)
 
-    recipe = argparse.ArgumentParser(add_help=False)
-    recipe.add_argument("--epochs", type=int, help="[240; digits 20]")
-    recipe.add_argument("--train-images", type=int, help="a class-balanced subset of so many [all; digits 300]")
-    recipe.add_argument("--test-images", type=int, help="the same for the test split [all]")
-    recipe.add_argument("--batch-size", type=int, help="[64]")
-    recipe.add_argument("--learning-rate", type=float, help="[0.05; MobileNetV2 and ShuffleNets 0.01]")
-    recipe.add_argument("--seed", type=int, help="[0]")
-    recipe.add_argument("--plain", action="store_true", help="eager, float32, nothing folded: slower, to compare with")
-    recipe.add_argument("--runs-root", help="where run folders go [$R2KD_RUNS, else runs/]")
-
-    teacher = commands.add_parser("teacher", parents=[common, recipe], help="train a model by cross-entropy")
-    teacher.add_argument(
-        "-m", "--model", required=True, choices=models.NAMES, metavar="MODEL", help=", ".join(models.NAMES)
-    )
-
-    distill = commands.add_parser("distill", parents=[common, recipe], help="train a student, its teacher first")
+    distill = commands.add_parser("distill", help="train a student, its teacher first")
     pairs = [*experiments.PAIRS, *experiments.SMALL_PAIRS]
-    distill.add_argument("--pair", required=True, choices=pairs, metavar="PAIR", help=", ".join(pairs))
-    distill.add_argument("-a", "--augmentation", choices=AUGMENTATIONS, help="the second view [none]")
-    distill.add_argument("--method", choices=METHODS, help="[r2kd]")
-    distill.add_argument("--no-pruning", action="store_true", help="the dense teacher alone")
-    distill.add_argument("--fidelity", choices=fidelity.PRESETS, help="all of the switches below at once [released]")
-    for switch in fidelity.SWITCHES:
-        option = f"--{switch.name.replace('_', '-')}"
-        distill.add_argument(option, choices=switch.values, help=f"[{switch.released}, as released]")
+    distill.add_argument("--pair", help=f"teacher and student: {', '.join(pairs)}")
+    distill.add_argument("--teacher", help=f"in place of a pair's: {known}, torchvision:NAME")
+    distill.add_argument("--student", help="the same")
     distill.add_argument("--teacher-checkpoint", help="weights of the teacher, in place of training it")
-
-    evaluate = commands.add_parser("evaluate", parents=[common], help="accuracy of a checkpoint on the test split")
-    evaluate.add_argument(
-        "-m", "--model", required=True, choices=models.NAMES, metavar="MODEL", help=", ".join(models.NAMES)
+    distill.add_argument("--method", default="r2kd", help=f"{', '.join(METHODS)}; r2kd:temperature=2,rank=soft [r2kd]")
+    distill.add_argument(
+        "-a", "--augmentation", default="none", help=f"the second view: {', '.join(AUGMENTATIONS)} [none]"
     )
-    evaluate.add_argument("-c", "--checkpoint", required=True, help='{"model": state_dict} or a bare state_dict')
+    distill.add_argument(
+        "--fidelity", default="released", help="all of the switches at once: released, intended [released]"
+    )
+    for switch in fidelity.SWITCHES:
+        if switch.part in ("method", "view"):  # the others are settings of a part, below
+            option = f"--{switch.name.replace('_', '-')}"
+            distill.add_argument(option, dest=switch.key, help=f"{' or '.join(switch.values)} [{switch.released}]")
+    _training_options(distill, Data, Recipe, Pruning, Machine)
+
+    evaluate = commands.add_parser("evaluate", help="accuracy of a checkpoint on the test split")
+    evaluate.add_argument("-m", "--model", required=True, help=f"{known}, torchvision:NAME")
+    evaluate.add_argument(
+        "-c", "--checkpoint", required=True, help="a state_dict, bare or under 'model' or 'state_dict'"
+    )
+    evaluate.add_argument("--load", action="append", default=[], help="a Python file with entries of your own")
+    for name in ("dataset", "image_size"):
+        _add_setting(evaluate, Data, name)
+    for name in ("data_root", "device"):
+        _add_setting(evaluate, Machine, name)
+
+    table = commands.add_parser("runs", help="all runs in one table, and what is unfinished")
+    _add_setting(table, Machine, "runs_root")
+    table.add_argument("--csv", action="store_true", help="every column, as CSV")
+    table.add_argument(
+        "--delete-unfinished", action="store_true", help="delete the folders of runs that are not finished"
+    )
+    table.add_argument("--merge", nargs="+", metavar="RECORDS", help="records.csv files, the last of which to write")
     return top
+
+
+def _training_options(command: argparse.ArgumentParser, *parts: type[Part]) -> None:
+    for part in parts:
+        for setting in dataclasses.fields(part):
+            _add_setting(command, part, setting.name)
+    command.add_argument("--seed", type=int, default=0, help="[0]")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of any part")
+    command.add_argument("--load", action="append", default=[], help="a Python file with entries of your own")
+
+
+def _add_setting(command: argparse.ArgumentParser, part: type[Part], name: str) -> None:
+    """The option of a setting, as its part says it."""
+    option = part().settings[name]
+    (known,) = (known for known in dataclasses.fields(part) if known.name == name)
+    flags = ["-d", "--dataset"] if name == "dataset" else [f"--{name.replace('_', '-')}"]
+    kind = {"action": "store_true", "default": None} if option.types == (bool,) else {"metavar": name.upper()}
+    default = "" if option.default is None else f" [{option.default}]"
+    command.add_argument(*flags, **kind, required=name == "dataset", help=f"{known.metadata['help']}{default}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    commands = {"teacher": teacher, "distill": distill, "evaluate": evaluate, "runs": list_runs}
     try:
-        print(json.dumps({"teacher": teacher, "distill": distill, "evaluate": evaluate}[options.command](options)))
+        for path in getattr(options, "load", []):
+            entries.load(path)
+        printed = commands[options.command](options)
+        print(printed if isinstance(printed, str) else json.dumps(printed))
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on at the last whole epoch", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("R2KD_TRACEBACK"):
             raise
@@ -86,57 +123,92 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def teacher(options: argparse.Namespace) -> dict:
-    config = TeacherConfig(**_recipe(options, options.model))
-    _print_config(config)
+    config = TeacherConfig.of(
+        options.model, seed=options.seed, checkpoint=options.checkpoint, **_settings(options, Data, Recipe, Machine)
+    )
+    _print_settings(config)
     return _result(training.train_teacher(config))
 
 
 def distill(options: argparse.Namespace) -> dict:
-    teacher_model, student = experiments.pair_models(options.pair)
-    chosen = ("augmentation", "method", "teacher_checkpoint", "fidelity", *fidelity.NAMES)
-    own = {name: getattr(options, name) for name in chosen if getattr(options, name) is not None}
-    if options.no_pruning or options.method in ("ce", "kd"):
-        own["pruning_rate"] = 0.0
-    if options.method != "ce":
-        shared = _recipe(options, teacher_model) | {"seed": 0}
-        if options.learning_rate:
-            shared["learning_rate"] = experiments.learning_rate(teacher_model)  # the option is the student's
-        own["teacher"] = TeacherConfig(**shared)
-    config = DistillConfig(**_recipe(options, student) | own)
-    _print_config(config)
+    if not (options.pair or (options.teacher and options.student)):
+        raise ValueError("name a --pair, or a --teacher and a --student")
+    pair = experiments.pair_models(options.pair) if options.pair else (None, None)
+    given = _settings(options, Data, Recipe, Pruning, Machine)
+    teacher = TeacherConfig.of(options.teacher or pair[0], checkpoint=options.teacher_checkpoint)
+    shared = {key: value for key, value in given.items() if teacher.owner(key) in ("data", "machine")}
+    teacher = teacher.with_settings(data.recipe(options.dataset) | shared)
+    switches = {switch.key: getattr(options, switch.key, None) for switch in fidelity.SWITCHES}
+    config = DistillConfig.of(
+        options.student or pair[1],
+        teacher=teacher,
+        method=options.method,
+        view=options.augmentation,
+        seed=options.seed,
+        fidelity=options.fidelity,
+        **given | {key: value for key, value in switches.items() if value is not None},
+    )
+    _print_settings(config)
     run = training.distill(config)
-    return {"top1": training.reported_top1(config, run)} | _result(run)
+    result = {"top1": training.reported_top1(config, run)} | _result(run)
+    if config.taught:
+        images = training.open_data(config.teacher)
+        taught_by = config.teacher.run(images)
+        result["teacher"] = {"run": str(taught_by.folder), "top1": taught_by.result["last_top1"]}
+    return result
 
 
 def evaluate(options: argparse.Namespace) -> dict:
     state = models.read_checkpoint(options.checkpoint)
     classes = models.output_classes(state)
-    images = data.load(options.dataset, options.data_root, options.image_size, splits=("test",))
+    size = Data(image_size=options.image_size).image_size
+    images = data.load(options.dataset, options.data_root, size, splits=("test",))
     if classes != images.num_classes:  # a student of some of the classes only, as of a part of Tiny ImageNet
-        images = data.load(options.dataset, options.data_root, options.image_size).with_training_classes()
+        images = data.load(options.dataset, options.data_root, size).with_training_classes()
     if classes != images.num_classes:
         raise ValueError(f"{options.checkpoint} has {classes} classes, {images.name} has {images.num_classes}")
-    device = training.resolve_device(options.device)
-    model = models.from_checkpoint(options.model, classes, options.checkpoint).to(device)
+    device = training.resolve_device(options.device or "auto")
+    model = models.from_checkpoint(models.MODELS.choose(options.model), classes, options.checkpoint).to(device)
     test = images.test.to(device)
     result = evaluation.summary(evaluation.predict(model, test, images), test.labels)
     return {"top1": round(result["top1"], 2), "top5": round(result["top5"], 2), "n": result["n"]}
 
 
-def _recipe(options: argparse.Namespace, model: str) -> dict:
-    """The data set's recipe under what the command line says."""
-    names = ("image_size", "epochs", "train_images", "test_images", "batch_size", "learning_rate", "seed")
-    names += ("dataset", "device", "data_root", "runs_root", "plain")
+def list_runs(options: argparse.Namespace) -> str:
+    if options.merge:
+        *paths, into = map(Path, options.merge)
+        return f"{into}: {records.merge([path for path in [into, *paths] if path != into or into.exists()], into)} runs"
+    if options.delete_unfinished:
+        deleted = runs.delete_unfinished(options.runs_root)
+        return "\n".join([*deleted, f"{len(deleted)} unfinished runs deleted"])
+    table = runs.table(options.runs_root)
+    if table.empty:
+        return f"no run under {runs.root_folder(options.runs_root)}"
+    if options.csv:
+        return table.to_csv(index=False, lineterminator="\n").rstrip("\n")
+    unfinished = int((table["state"] != "finished").sum())
+    told = f"{len(table)} runs, {unfinished} unfinished" + (" (--delete-unfinished clears them)" if unfinished else "")
+    return f"{runs.brief(table).to_string(index=False)}\n\n{told}"
+
+
+def _settings(options: argparse.Namespace, *parts: type[Part]) -> dict:
+    """The data set's recipe, under the options of the parts, under --set."""
+    names = [known.name for part in parts for known in dataclasses.fields(part)]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return (
-        {"model": model, "learning_rate": experiments.learning_rate(model)}
-        | experiments.recipe(options.dataset)
-        | given
-    )
+    return data.recipe(options.dataset) | given | read_pairs(options.set)
 
 
-def _print_config(config: TeacherConfig) -> None:
-    print(json.dumps(dataclasses.asdict(config), indent=2), file=sys.stderr)
+def read_pairs(texts: list[str]) -> dict[str, str]:
+    """Of --set: "temperature=2" is {"temperature": "2"}. Raises ValueError for what is no key=value."""
+    pairs = [text.partition("=") for text in texts]
+    for key, equals, _ in pairs:
+        if not key or not equals:
+            raise ValueError(f"--set takes key=value, not {key!r}")
+    return {key.strip().replace("-", "_"): value.strip() for key, _, value in pairs}
+
+
+def _print_settings(config: TeacherConfig) -> None:
+    print(json.dumps(config.settings(), indent=2), file=sys.stderr)
 
 
 def _result(run: training.Run) -> dict:

@@ -1,5 +1,6 @@
 """What makes the same arithmetic cheaper: a folded teacher, memory that is kept, half precision and graphs on a GPU."""
 
+import copy
 import ctypes
 from collections.abc import Callable
 from functools import cache
@@ -15,13 +16,29 @@ _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # glibc's malloc.h
 def frozen(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A copy of `model` for inference: eval mode, no gradient, channels-last, BatchNorm folded into the convolution before it.
 
-    Equal to the model in eval mode up to rounding. `dtype` is of the convolutions and linear layers.
+    Equal to the model in eval mode up to rounding. `dtype` is of the convolutions and linear layers. A model that torch cannot
+    trace, as a user's may be, is copied as it is.
     """
-    folded = fuse(model.eval()).requires_grad_(False)  # torch copies what it folds
+    try:
+        folded = fuse(model.eval())  # torch copies what it folds
+    except Exception:  # whatever a user's forward does with what is not a tensor
+        folded = copy.deepcopy(model)
+    folded.requires_grad_(False)
     for layer in folded.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.to(dtype)
     return folded.to(memory_format=layout())
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one, else the CPU. Raises ValueError for a device that is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from None
+    return torch.device(name)
 
 
 @cache  # asked at each step

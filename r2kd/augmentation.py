@@ -1,63 +1,99 @@
-"""An augmented view of a batch: view = AUGMENTATIONS[name](images, generator, **context).
+"""An augmented view of a batch, one entry each: images, index = augment(choice, images, generator, **context).
 
-`images` is a normalised batch (B, 3, H, W) and `generator` a CPU torch.Generator, the only source of randomness. The
-context that a view may need, each function taking what it uses:
+`images` is a normalised batch (B, 3, H, W) and `generator` a CPU torch.Generator, the only source of randomness. What a view
+can ask for beside them:
 
-    draws       "batch", as released: one weight, box, place or policy serves all images; or "sample": one for each
-    pick        of cutmixpick: "before", as released, or "after"
     mean, std   of the normalisation, per channel: autoaug works on the 8-bit image
     policy      torchvision's AutoAugment policy: "cifar10" or "imagenet"
     teacher     images -> logits (B, C): cutmixpick keeps what it is most uncertain of
+    target      (B,) the labels; epoch: the epoch, from 1, a tensor ()
+
+A view returns as many images as it was given, in their order, or (images, index) with the image of the batch that each came
+from. Facts of an entry: `drawn`, False where there is nothing to draw and so no second view; `keeps_target`, True where a view's
+image is still of the class of the image that it came from: without it, no method is told a label.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
+from .entries import Choice, Registry
+
 PICKED = 64  # samples that cutmixpick keeps, as released
 
+AUGMENTATIONS = Registry(
+    "view",
+    gives=("images", "generator", "mean", "std", "policy", "teacher", "target", "epoch"),
+    facts={"drawn": True, "keeps_target": False},
+)
+view = AUGMENTATIONS.entry
 
-def none(images: Tensor, generator: Generator, **context) -> Tensor:
+Draws = Literal["batch", "sample"]
+
+
+def augment(choice: Choice, images: Tensor, generator: Generator, **context) -> tuple[Tensor, Tensor]:
+    """The view (B', 3, H, W) of a batch (B, 3, H, W), and (B',) the image of the batch that each of its images came from.
+
+    Raises ValueError where the view returns anything else.
+    """
+    made = choice(images=images, generator=generator, **context)
+    index = torch.arange(len(images), device=images.device)
+    augmented, index = made if isinstance(made, tuple) else (made, index)
+    if not isinstance(augmented, Tensor) or augmented.shape != (len(index), *images.shape[1:]):
+        got = tuple(augmented.shape) if isinstance(augmented, Tensor) else type(augmented).__name__
+        raise ValueError(
+            f"the view {choice.name!r} of images {tuple(images.shape)} is {got}: it must return as many of the same "
+            "shape, or (images, index)"
+        )
+    return augmented, index
+
+
+@view("none", drawn=False, keeps_target=True)
+def none(images: Tensor) -> Tensor:
     """The images themselves: a student trained so sees the clean view only."""
     return images
 
 
-def mixup(images: Tensor, generator: Generator, *, draws: str = "batch", **context) -> Tensor:
-    """Each image blended with another of the batch, the weight from Beta(0.2, 0.2). Zhang et al., ICLR 2018."""
+@view("mixup", cite="Zhang et al., ICLR 2018")
+def mixup(images: Tensor, generator: Generator, *, draws: Draws = "batch") -> Tensor:
+    """Each image blended with another of the batch, the weight from Beta(0.2, 0.2)."""
     weight = _beta(0.2, _draws(images, draws), generator).view(-1, 1, 1, 1)
     kept, other = (share.to(images, non_blocking=True) for share in (weight, 1 - weight))
     return kept * images + other * images[_permutation(images, generator)]
 
 
-def cutmix(images: Tensor, generator: Generator, *, draws: str = "batch", **context) -> Tensor:
-    """A box of each image from another of the batch, its share of the area from Beta(1, 1). Yun et al., ICCV 2019."""
+@view("cutmix", cite="Yun et al., ICCV 2019")
+def cutmix(images: Tensor, generator: Generator, *, draws: Draws = "batch") -> Tensor:
+    """A box of each image from another of the batch, its share of the area from Beta(1, 1)."""
     height, width = images.shape[-2:]
     side = (1 - _beta(1.0, _draws(images, draws), generator)).sqrt()
     box = _boxes(images, height * side, width * side, generator)
     return torch.where(box, images[_permutation(images, generator)], images)
 
 
-def cutout(images: Tensor, generator: Generator, *, draws: str = "batch", **context) -> Tensor:
-    """A square of a quarter of the image's side set to 0, the mean. DeVries & Taylor, arXiv 1708.04552."""
+@view("cutout", cite="DeVries & Taylor, arXiv 1708.04552", keeps_target=True)
+def cutout(images: Tensor, generator: Generator, *, draws: Draws = "batch") -> Tensor:
+    """A square of a quarter of the image's side set to 0, the mean."""
     height, width = images.shape[-2:]
     quarter = torch.full((_draws(images, draws),), 0.25, dtype=torch.float64)
     return images.masked_fill(_boxes(images, height * quarter, width * quarter, generator), 0)
 
 
+@view("autoaug", cite="Cubuk et al., CVPR 2019", keeps_target=True)
 def autoaug(
     images: Tensor,
     generator: Generator,
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    policy: str = "cifar10",
-    draws: str = "batch",
-    **context,
+    policy: str,
+    draws: Draws = "batch",
 ) -> Tensor:
-    """torchvision's AutoAugment on the images as uint8, floor of 255 x. Cubuk et al., CVPR 2019.
+    """torchvision's AutoAugment on the images as uint8, floor of 255 x.
 
     Raises ValueError for a policy that torchvision does not have.
     """
@@ -72,15 +108,15 @@ def autoaug(
     return (pixels.to(images.dtype) / 255 - mean) / std
 
 
+@view("cutmixpick", cite="Wang et al., NeurIPS 2022")
 def cutmixpick(
     images: Tensor,
     generator: Generator,
     *,
     teacher: Callable[[Tensor], Tensor],
-    pick: str = "before",
-    draws: str = "batch",
-    **context,
-) -> Tensor:
+    draws: Draws = "batch",
+    pick: Literal["before", "after"] = "before",
+) -> tuple[Tensor, Tensor]:
     """Cutmix, of which the samples are kept that the teacher's answer to has the highest entropy; in the order of the batch.
 
     pick "before", as released: mixed once, the 64 whose images before mixing are the most uncertain; of a batch of 64, all.
@@ -93,17 +129,8 @@ def cutmixpick(
     kept = min(PICKED, len(images)) if pick == "before" else len(images)
     log_p = teacher(images if pick == "before" else mixed).float().log_softmax(dim=1)
     entropy = -(log_p.exp() * log_p).sum(dim=1)
-    return mixed[entropy.topk(kept).indices.sort().values]
-
-
-AUGMENTATIONS: dict[str, Callable[..., Tensor]] = {
-    "none": none,
-    "mixup": mixup,
-    "cutmix": cutmix,
-    "cutout": cutout,
-    "autoaug": autoaug,
-    "cutmixpick": cutmixpick,
-}
+    chosen = entropy.topk(kept).indices.sort().values
+    return mixed[chosen], chosen % len(images)
 
 
 def _draws(images: Tensor, draws: str) -> int:

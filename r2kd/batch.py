@@ -1,32 +1,17 @@
 """A batch as the arms of a study share it: its clean and augmented views, and what the frozen teachers answer to them."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from . import acceleration, data, pruning
-from .augmentation import AUGMENTATIONS
-from .config import DistillConfig
+from .augmentation import augment
+from .config import CLEAN, DistillConfig
 from .data import ImageData
+from .entries import Choice
+from .parts import Pruning
 from .randomness import generator
-
-
-class View(NamedTuple):
-    """What an augmented view of a batch depends on; see augmentation."""
-
-    augmentation: str = "none"
-    draws: str = "batch"
-    pick: str = "before"
-
-    @property
-    def purpose(self) -> tuple[str, ...]:
-        """What its random draws are for: views that differ in anything draw their own."""
-        return tuple(part for part, usual in zip(self, (None, "batch", "before"), strict=True) if part != usual)
-
-
-CLEAN = View()
 
 
 class Teachers:
@@ -36,19 +21,21 @@ class Teachers:
         self._unpruned, self._plain = dense, plain
         self._device = next(dense.parameters()).device
         self.dense = self._frozen(dense)
-        self._mixed: dict[tuple, pruning.MixedTeacher] = {}
+        self._mixed: dict[Pruning, pruning.MixedTeacher] = {}
         self._forwards: dict[nn.Module, acceleration.Replayed] = {}
 
     def mixed(self, config: DistillConfig) -> pruning.MixedTeacher | None:
         """The mixture with the pruned copy that `config` describes; None where it prunes nothing."""
-        key = (config.pruning_rate, config.dense_weight, config.switch("pruned_batchnorm"))
-        if config.pruning_rate and key not in self._mixed:
-            pruned = pruning.prune_l1(self._unpruned, config.pruning_rate)
+        if not config.pruned:
+            return None
+        wanted = config.pruning
+        if wanted not in self._mixed:
+            pruned = pruning.prune_l1(self._unpruned, wanted.pruning_rate)
             pruned = pruned.to(memory_format=acceleration.layout(self._plain))
-            if key[-1] == "running":
+            if wanted.pruned_batchnorm == "running":
                 pruned = self._frozen(pruned)
-            self._mixed[key] = pruning.MixedTeacher(self.dense, pruned, *key[1:])
-        return self._mixed.get(key)
+            self._mixed[wanted] = pruning.MixedTeacher(self.dense, pruned, wanted.dense_weight, wanted.pruned_batchnorm)
+        return self._mixed[wanted]
 
     def logits(self, teacher: nn.Module, images: Tensor) -> Tensor:
         """(B, C) float32: what one of the teachers answers."""
@@ -65,13 +52,20 @@ class Teachers:
 
 
 class Batch:
-    """The views of a batch, (B, 3, H, W) each, and the teachers' logits for them, computed once, when the first arm asks."""
+    """The views of a batch, (B, 3, H, W) each, and the teachers' logits for them, computed once, when the first arm asks.
 
-    def __init__(self, images: dict[View, Tensor], target: Tensor, teachers: Teachers | None = None) -> None:
+    `index`: of each augmented view (B,), the image of the batch that each of its images came from.
+    """
+
+    def __init__(
+        self, images: dict[Choice, Tensor], target: Tensor, teachers: Teachers | None = None, index: dict | None = None
+    ) -> None:
         self.images, self.target, self._teachers = images, target, teachers
-        self._logits: dict[tuple[nn.Module, View], Tensor] = {}
+        itself = torch.arange(len(target), device=target.device)
+        self.index = dict.fromkeys(images, itself) | (index or {})
+        self._logits: dict[tuple[nn.Module, Choice], Tensor] = {}
 
-    def teacher_logits(self, view: View, config: DistillConfig) -> Tensor:
+    def teacher_logits(self, view: Choice, config: DistillConfig) -> Tensor:
         """(B, C): of the dense teacher, or of its mixture with the pruned copy that `config` describes."""
         dense = self._answers(self._teachers.dense, view)
         mixed = self._teachers.mixed(config)
@@ -83,7 +77,7 @@ class Batch:
         dense = self._teachers.dense
         return self._teachers.logits(dense, images) if view is None else self._answers(dense, view)
 
-    def _answers(self, teacher: nn.Module, view: View) -> Tensor:
+    def _answers(self, teacher: nn.Module, view: Choice) -> Tensor:
         if (teacher, view) not in self._logits:
             asked = [view]
             # in one forward where launches are what costs; on a CPU its rounding could depend on how many views there are
@@ -98,7 +92,7 @@ class Batch:
 
 def epoch_batches(
     images: ImageData,
-    views: set[View],
+    views: set[Choice],
     teachers: Teachers | None,
     *,
     seed: int,
@@ -106,20 +100,25 @@ def epoch_batches(
     batch_size: int,
     plain: bool = False,
 ) -> Iterator[Batch]:
-    """The batches of an epoch, on the device of the images, each with the views asked for and the clean one.
+    """The batches of an epoch (counted from 0), on the device of the images, each with the views asked for and the clean one.
 
-    Order, crops and each view have a generator of their own, from (seed, what it is for, epoch).
+    Order, crops and each view have a generator of their own, from (seed, what it is for, epoch): views that differ in an
+    option draw their own.
     """
     order, crops = generator(seed, "order", epoch), generator(seed, "crops", epoch)
-    drawn = {view: generator(seed, *view.purpose, epoch) for view in sorted(views - {CLEAN})}
+    drawn = {
+        view: generator(seed, view.name, *(str(value) for _, value in view.changed), epoch)
+        for view in sorted(views - {CLEAN}, key=str)
+    }
     layout = acceleration.layout(plain)
     context = {"mean": images.mean, "std": images.std, "policy": images.policy}
+    context["epoch"] = torch.tensor(epoch + 1.0, device=images.train.labels.device)
     indices = data.batch_indices(len(images.train), batch_size, order)
     for pixels, target in images.train.batches(indices):
         cropped = data.crop_and_flip(pixels, images.image_size // 8, images.flip, crops)
         batch = Batch({CLEAN: images.normalize(cropped).contiguous(memory_format=layout)}, target, teachers)
+        context |= {"target": target, "teacher": batch.dense_logits}
         for view, draws in drawn.items():
-            context |= {"draws": view.draws, "pick": view.pick, "teacher": batch.dense_logits}
-            augmented = AUGMENTATIONS[view.augmentation](batch.images[CLEAN], draws, **context)
+            augmented, batch.index[view] = augment(view, batch.images[CLEAN], draws, **context)
             batch.images[view] = augmented.contiguous(memory_format=layout)
         yield batch

@@ -1,110 +1,267 @@
-"""What a training depends on: the configuration of a model trained alone, and of a student with its teacher."""
+"""What a training depends on. A configuration is its parts, and knows what of them acts, so the address of its run."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-from . import fidelity, models
+from . import acceleration, fidelity, models, runs
 from .augmentation import AUGMENTATIONS
+from .data import ImageData
+from .entries import Choice
+from .methods import METHODS
+from .parts import Data, Machine, Part, Pruning, Recipe
+from .runs import Run
 
-METHODS = ("ce", "kd", "r2kd")
+CLEAN = Choice(AUGMENTATIONS["none"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """A model trained by cross-entropy on the clean view. The defaults are the released recipe.
+    """A model trained by cross-entropy on the clean view, or taken from the weights at `checkpoint`.
 
-    train_images, test_images: a class-balanced subset of each split, always the same; None is all of them.
-    milestones: the learning rate is divided by 10 after these epochs; None puts them at 150, 180 and 210 of 240.
-    device: "auto" is CUDA where there is one. device, data_root and runs_root do not change a run's address.
-    plain: without what makes it fast and rounds otherwise: eager, float32, default layout, nothing folded; see acceleration.
+    model: a name of models.MODELS, with options or without, or any function num_classes -> nn.Module.
     Raises ValueError for a name or a number that cannot be.
     """
 
-    model: str
-    dataset: str = "digits"
-    image_size: int | None = None
-    train_images: int | None = None
-    test_images: int | None = None
-    epochs: int = 240
-    batch_size: int = 64
-    learning_rate: float = 0.05
-    milestones: tuple[int, ...] | None = None
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    model: Choice
+    data: Data = Data()
+    recipe: Recipe = Recipe()
+    machine: Machine = Machine()
     seed: int = 0
-    plain: bool = False
-    device: str = "auto"
-    data_root: str | None = None
-    runs_root: str | None = None
+    checkpoint: str | None = None
 
     def __post_init__(self) -> None:
-        if self.model not in models.NAMES:
-            raise ValueError(f"unknown model {self.model!r}; known: {', '.join(models.NAMES)}")
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        if self.batch_size < 2:
-            raise ValueError("batch_size must be at least 2: BatchNorm and the class-wise distance need neighbours")
+        object.__setattr__(self, "model", models.MODELS.choose(self.model))
+
+    @classmethod
+    def of(cls, model: str | Choice | Callable, *, seed: int = 0, checkpoint: str | None = None, **settings) -> Self:
+        """With settings of any part by name: of("resnet20", epochs=60, train_images=1000). Raises as `with_settings` does."""
+        return cls(model=model, seed=seed, checkpoint=checkpoint).with_settings(settings)
+
+    @property
+    def parts(self) -> dict[str, Part | Choice]:
+        return {"model": self.model, "data": self.data, "recipe": self.recipe, "machine": self.machine}
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Self:
+        """The same with other values; a key is a setting's name, with its part before it where that tells two apart.
+
+        Raises ValueError for a key that no part knows, listing the known, and for a value that cannot be.
+        """
+        changed, used = self.apply(settings)
+        for key in settings:
+            if key not in used:
+                raise ValueError(unknown_setting(key, [changed]))
+        return changed
+
+    def apply(self, settings: Mapping[str, Any]) -> tuple[Self, set[str]]:
+        """(the same with those of the settings that some part knows, their keys)."""
+        parts, used = self.parts, set()
+        for key, value in settings.items():
+            if owner := self.owner(key):
+                parts[owner] = parts[owner].with_options(**{key.rpartition(".")[2]: value})
+                used.add(key)
+        return replace(self, **parts), used
+
+    def owner(self, key: str) -> str | None:
+        """The part that a setting is of. Raises ValueError where it is of two."""
+        prefix, _, name = key.rpartition(".")
+        owners = [part for part, known in self.parts.items() if name in known and prefix in ("", part)]
+        if len(owners) > 1:
+            ways = " or ".join(f"{owner}.{name}" for owner in owners)
+            raise ValueError(f"{name} is of the {' and of the '.join(owners)}: write {ways}")
+        return owners[0] if owners else None
+
+    def __getitem__(self, key: str) -> Any:
+        """The value of a setting. Raises KeyError for an unknown one."""
+        if (owner := self.owner(key)) is None:
+            raise KeyError(key)
+        return self.parts[owner].options[key.rpartition(".")[2]]
+
+    @property
+    def learning_rate(self) -> float:
+        return self.recipe.learning_rate or self.model.entry.learning_rate
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """The epochs after which the learning rate is divided by 10."""
+        if self.recipe.milestones is not None:
+            return self.recipe.milestones
+        return tuple(round(self.recipe.epochs * share) for share in (150 / 240, 180 / 240, 210 / 240))
+
+    @property
+    def views(self) -> dict[str, Choice]:
+        """The views that the model sees, in the order of its forwards."""
+        return {"clean": CLEAN}
+
+    @property
+    def precision(self) -> str:
+        """That of its convolutions and products: "float32", or "bfloat16"."""
+        device = acceleration.resolve_device(self.machine.device)
+        return str(acceleration.precision(device, self.machine.plain)).removeprefix("torch.")
+
+    def acts(self, images: ImageData) -> dict[str, Any]:
+        """What the numbers of a run depend on: of the parts in use, what differs from its default. `images`: its data set."""
+        acting = {"model": self.model.acts(), "data": _acting_data(self.data, images)}
+        if self.checkpoint is not None:
+            return acting | {"checkpoint": models.checkpoint_digest(self.checkpoint)}
+        resolved = {"learning_rate": self.learning_rate, "milestones": self.milestones}
+        machine = self.machine.acts() | ({} if self.precision == "float32" else {"precision": self.precision})
+        return acting | {"recipe": self.recipe.acts() | resolved, "machine": machine, "seed": self.seed}
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting of the parts in use, flat: for tables. A choice's options have its part before them."""
+        flat = {}
+        for name, part in self.parts.items():
+            if isinstance(part, Choice):
+                flat |= {name: part.name} | {f"{name}.{option}": value for option, value in part.options.items()}
+            else:
+                flat |= part.options
+        flat |= {"learning_rate": self.learning_rate, "milestones": self.milestones, "seed": self.seed}
+        return flat | ({} if self.checkpoint is None else {"checkpoint": self.checkpoint})
+
+    def title(self, images: ImageData) -> str:
+        """What the folder of its run is called, before the hash."""
+        how = f"seed{self.seed}" if self.checkpoint is None else "given"
+        return _title("teacher", images.name, self.model.name, how)
+
+    def run(self, images: ImageData) -> Run:
+        """Its run folder: finished or not, or not yet there. `images`: its data set, or a subset of it."""
+        return runs.at(self.machine.runs_root, self.title(images), self.acts(images))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(TeacherConfig):
-    """A student, `model`, taught by `teacher`: cross-entropy on the clean view, a distance on the clean and augmented views.
+    """A student, `model`, taught by `teacher`: cross-entropy on the clean view, and what `method` says to each view.
 
-    method: "ce" (no teacher), "kd" (KL divergence) or "r2kd" (correlation distance, value and rank).
-    teacher_checkpoint: weights to use for the teacher in place of training it.
-    pruning_rate: share pruned from each layer of the teacher's copy; 0 is the dense teacher alone.
-    rank_regularisation: of the soft ranks; see losses.soft_rank_loss.
-    fidelity: "released", what the published students were trained by, or "intended", the method as described.
-    rank, value, pruned_batchnorm, pick, draws, reported: the switches of fidelity.SWITCHES; None is as `fidelity` has it.
+    method: of methods.METHODS, or any function of what a method can ask for; view: of augmentation.AUGMENTATIONS, the same.
     """
 
     teacher: TeacherConfig | None = None
-    teacher_checkpoint: str | None = None
-    method: str = "r2kd"
-    augmentation: str = "none"
-    temperature: float = 4.0
-    ce_weight: float = 1.0
-    kd_weight: float = 1.0
-    value_weight: float = 2.0
-    rank_weight: float = 2.0
-    pruning_rate: float = 0.1
-    dense_weight: float = 0.7
-    rank_regularisation: float = 0.1
-    fidelity: str = "released"
-    rank: str | None = None
-    value: str | None = None
-    pruned_batchnorm: str | None = None
-    pick: str | None = None
-    draws: str | None = None
-    reported: str | None = None
+    pruning: Pruning = Pruning()
+    method: Choice = "r2kd"
+    view: Choice = CLEAN
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}; known: {', '.join(METHODS)}")
-        if self.augmentation not in AUGMENTATIONS:
-            raise ValueError(f"unknown augmentation {self.augmentation!r}; known: {', '.join(AUGMENTATIONS)}")
-        if not 0 <= self.pruning_rate < 1:
-            raise ValueError(f"pruning_rate is a share of the weights, 0 <= rate < 1, not {self.pruning_rate}")
-        fidelity.preset(self.fidelity)
-        for switch in fidelity.SWITCHES:
-            if self.switch(switch.name) not in switch.values:
-                raise ValueError(f"{switch.name} is {' or '.join(switch.values)}, not {self.switch(switch.name)!r}")
-        if self.method == "ce" and (self.augmentation != "none" or self.teacher is not None):
-            raise ValueError("method 'ce' has no teacher, and the augmented view carries no labels to learn from")
-        if self.method != "ce" and self.teacher is None:
-            raise ValueError(f"method {self.method!r} needs a teacher")
+        object.__setattr__(self, "method", METHODS.choose(self.method))
+        object.__setattr__(self, "view", AUGMENTATIONS.choose(self.view))
+        asks, seen = self.method.entry.asks, self.view.entry
+        if self.taught and self.teacher is None:
+            raise ValueError(f"method {self.method.name!r} needs a teacher")
+        if seen.drawn and not {"teacher", "target"} & set(asks):
+            raise ValueError(
+                f"method {self.method.name!r} asks for neither teacher nor labels: it has nothing to say to a second view"
+            )
+        if seen.drawn and "target" in asks and not seen.keeps_target:
+            raise ValueError(
+                f"method {self.method.name!r} asks for labels, and view {self.view.name!r} keeps none (keeps_target)"
+            )
+        if self.method.entry.second_view and not seen.drawn:
+            raise ValueError(f"method {self.method.name!r} needs a second view, and {self.view.name!r} is none")
 
-    def switch(self, name: str) -> str:
-        """The value of a switch: as set, else as `fidelity` has it."""
-        return getattr(self, name) or fidelity.preset(self.fidelity)[name]
+    @classmethod
+    def of(
+        cls,
+        model: str | Choice | Callable,
+        *,
+        teacher: TeacherConfig | None = None,
+        method: str | Choice | Callable = "r2kd",
+        view: str | Choice | Callable = CLEAN,
+        seed: int = 0,
+        fidelity: str = "released",
+        **settings,
+    ) -> Self:
+        """With settings of any part by name, of the teacher's with "teacher." before it, over the switches of a preset."""
+        method = METHODS.choose(method)
+        pruning = Pruning(pruning_rate=method.entry.pruning_rate)
+        made = cls(model=model, teacher=teacher, method=method, view=view, seed=seed, pruning=pruning)
+        return made.with_preset(fidelity).with_settings(settings)
+
+    def with_preset(self, name: str) -> Self:
+        """The same with the switches of fidelity.SWITCHES that its parts have. Raises ValueError for an unknown preset."""
+        values = fidelity.preset(name)
+        known = {}
+        for switch in fidelity.SWITCHES:
+            option = self.parts[switch.part].settings.get(switch.name)
+            if option is not None and set(option.choices) == set(switch.values):
+                known[switch.key] = values[switch.name]
+        return self.with_settings(known)
+
+    @property
+    def parts(self) -> dict[str, Part | Choice]:
+        return super().parts | {"method": self.method, "view": self.view, "pruning": self.pruning}
+
+    def apply(self, settings: Mapping[str, Any]) -> tuple[Self, set[str]]:
+        """As a teacher's; what has "teacher." before it is the teacher's."""
+        changed, used = super().apply(settings)
+        if self.teacher is None:
+            return changed, used
+        own = {key.removeprefix("teacher."): value for key, value in settings.items() if key.startswith("teacher.")}
+        teacher, own_used = self.teacher.apply(own)
+        return replace(changed, teacher=teacher), used | {f"teacher.{key}" for key in own_used}
+
+    @property
+    def taught(self) -> bool:
+        """Whether a teacher takes part."""
+        return "teacher" in self.method.entry.asks
+
+    @property
+    def pruned(self) -> bool:
+        """Whether a pruned copy of the teacher takes part."""
+        return self.taught and self.pruning.pruning_rate > 0
+
+    @property
+    def views(self) -> dict[str, Choice]:
+        return {"clean": CLEAN} | ({"augmented": self.view} if self.view.entry.drawn else {})
+
+    def acts(self, images: ImageData) -> dict[str, Any]:
+        acting = super().acts(images) | {"method": self.method.acts()}
+        if self.view.entry.drawn:
+            acting["view"] = self.view.acts()
+        if self.taught:
+            acting["teacher"] = self._checked_teacher().acts(images)
+        if self.pruned:
+            acting["pruning"] = self.pruning.acts()
+        return acting
+
+    def _checked_teacher(self) -> TeacherConfig:
+        for name in ("dataset", "image_size"):
+            if (theirs := self.teacher.data.options[name]) != (mine := self.data.options[name]):
+                raise ValueError(f"teacher and student must have one {name}, not {theirs!r} and {mine!r}")
+        return self.teacher
+
+    def settings(self) -> dict[str, Any]:
+        flat = super().settings()
+        if not self.pruned:
+            flat |= {name: None for name in self.pruning.options} | {"pruning_rate": 0.0}
+        if self.taught:
+            flat |= {("teacher" if k == "model" else f"teacher.{k}"): v for k, v in self.teacher.settings().items()}
+        return flat
+
+    def title(self, images: ImageData) -> str:
+        return _title("distill", images.name, self.model.name, self.method.name, self.view.name, f"seed{self.seed}")
 
 
 Config = TeacherConfig | DistillConfig
 
 
-def milestones(config: Config) -> tuple[int, ...]:
-    """The epochs after which the learning rate is divided by 10."""
-    if config.milestones is not None:
-        return tuple(config.milestones)
-    return tuple(round(config.epochs * share) for share in (150 / 240, 180 / 240, 210 / 240))
+def unknown_setting(key: str, configs: list[Config], beside: tuple[str, ...] = ()) -> str:
+    """What to say of a setting that none of the configurations, nor `beside`, knows."""
+    known = dict.fromkeys(
+        [*beside, *(option for config in configs for part in config.parts.values() for option in part.settings)]
+    )
+    return f"unknown setting {key!r}; known: {', '.join(known)}; before each its part, or teacher."
+
+
+def _title(*words: str) -> str:
+    return "-".join(re.sub(r"[^\w.+]+", "_", word) for word in words)
+
+
+def _acting_data(data: Data, images: ImageData) -> dict[str, Any]:
+    """The images themselves and how many of them: by number, so that "all" and a number above it are one."""
+    train, test = images.of_images or (len(images.train), len(images.test))
+    kept = {"train_images": min(data.train_images or train, train - data.validation_images)}
+    kept |= {"test_images": min(data.test_images or test, test)}
+    kept |= {"validation_images": data.validation_images} if data.validation_images else {}
+    return {"fingerprint": images.fingerprint, "classes": images.num_classes} | kept

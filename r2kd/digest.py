@@ -36,7 +36,10 @@ def _short(text: str) -> str:
 
 def _describe(value: Any, seen: dict[int, tuple[Any, str]]) -> str:
     """`seen`: by identity, what was met before (kept alive, so that nothing else takes its identity) and its digest."""
-    if isinstance(value, _PLAIN) or f"{type(value).__module__}.{type(value).__name__}" in ("torch.dtype", "torch.device"):
+    if isinstance(value, _PLAIN) or f"{type(value).__module__}.{type(value).__name__}" in (
+        "torch.dtype",
+        "torch.device",
+    ):
         return repr(value)
     if isinstance(value, types.ModuleType):
         return value.__name__
@@ -78,7 +81,9 @@ def _compound(value: Any, seen: dict) -> str:
 
 
 def _object(value: Any, seen: dict) -> str:
-    """Any other object: its class and its attributes, else what pickle would take of it."""
+    """Any other object: what it wraps, else its class and its attributes, else what pickle would take of it."""
+    if hasattr(value, "__wrapped__"):
+        return f"{_name(type(value))}{_describe(value.__wrapped__, seen)}"
     if hasattr(value, "__dict__"):
         return f"{_describe(type(value), seen)}{_describe(vars(value), seen)}"
     try:
@@ -217,7 +222,9 @@ def _nodes(filename: str, source: str) -> dict[str, ast.AST]:
     written = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)]
     found = {}
     for code in _nested(module):
-        inside = [node for node in written if _name_of(node) == code.co_name and _first_line(node) == code.co_firstlineno]
+        inside = [
+            node for node in written if _name_of(node) == code.co_name and _first_line(node) == code.co_firstlineno
+        ]
         if len(inside) > 1:  # lambdas of one line: the innermost around all instructions
             around = [node for node in inside if all(_contains(node, place) for place in code.co_positions())]
             inside = sorted(around, key=lambda node: node.end_col_offset - node.col_offset)

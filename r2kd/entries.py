@@ -37,7 +37,7 @@ class Option:
             return cls(name, default, (str,), get_args(annotation))
         kinds = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
         kinds = tuple(get_origin(kind) or kind for kind in kinds)
-        if not all(isinstance(kind, type) for kind in kinds) or inspect.Parameter.empty in kinds:
+        if annotation is Any or not all(isinstance(kind, type) for kind in kinds) or inspect.Parameter.empty in kinds:
             kinds = () if default is None else (type(default),)
         return cls(name, default, kinds)
 
@@ -47,8 +47,10 @@ class Option:
             value = _parsed(value)
         if type(value) is int and float in self.types and int not in self.types:
             value = float(value)
-        if tuple in self.types and isinstance(value, list | range | int):
-            value = (value,) if isinstance(value, int) else tuple(value)
+        if tuple in self.types and isinstance(value, list | range):
+            value = tuple(value)
+        if tuple in self.types and type(value) is int and int not in self.types:
+            value = (value,)
         if self.choices and value not in self.choices:
             raise ValueError(f"{self.name} is {' or '.join(map(str, self.choices))}, not {value!r}")
         if self.types and type(value) not in self.types:
@@ -76,10 +78,16 @@ class Entry:
     asks: tuple[str, ...] = ()
     options: Mapping[str, Option] = field(default_factory=dict)
     shared: Mapping[str, Option] = field(default_factory=dict)  # options that every entry of the kind has
+    usual: Mapping[str, Any] = field(default_factory=dict)  # their defaults where the decorator says nothing
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, *given, **named):
         return self.function(*given, **named)
+
+    @property
+    def __wrapped__(self) -> Callable:
+        """As functools.wraps has it: what is entered computes what the function does."""
+        return self.function
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -105,15 +113,19 @@ class Choice:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Every option's value, those that all entries of the kind share among them."""
-        known = {**self.entry.shared, **self.entry.options}
-        return {name: option.default for name, option in known.items()} | dict(self.changed)
+        """Every option's value."""
+        return {name: option.default for name, option in self.settings.items()} | dict(self.changed)
+
+    @property
+    def settings(self) -> dict[str, Option]:
+        """What can be set, those that all entries of the kind share among them."""
+        return {**self.entry.shared, **self.entry.options}
 
     def __getitem__(self, option: str) -> Any:
         return self.options[option]
 
     def __contains__(self, option: str) -> bool:
-        return option in self.entry.shared or option in self.entry.options
+        return option in self.settings
 
     def __str__(self) -> str:
         """As it can be written on the command line: r2kd:temperature=2,value=pearson."""
@@ -121,7 +133,7 @@ class Choice:
 
     def with_options(self, **options: Any) -> "Choice":
         """The same with other values. Raises ValueError for an unknown option, or a value that it cannot have."""
-        known = {**self.entry.shared, **self.entry.options}
+        known = self.settings
         for name in options:
             if name not in known:
                 raise ValueError(
@@ -139,7 +151,8 @@ class Choice:
 
     def acts(self) -> dict[str, Any]:
         """What the numbers depend on: the name, the options that differ from their defaults, and what the function computes."""
-        return {"name": self.name, **dict(self.changed), "digest": digest(self.entry.function)}
+        own = {name: self[name] for name, value in self.entry.usual.items() if not _same(self[name], value)}
+        return {"name": self.name, **dict(self.changed), **own, "digest": digest(self.entry.function)}
 
 
 def _same(value: Any, default: Any) -> bool:
@@ -209,7 +222,9 @@ class Registry(Mapping[str, Entry]):
                     "and an option has a default"
                 )
         options = {p.name: Option.of(p.name, p.default, p.annotation) for p in parameters if p.name not in asks}
-        return Entry(self.kind, name, function, label or name, cite, asks, options, shared, self.facts | facts)
+        return Entry(
+            self.kind, name, function, label or name, cite, asks, options, shared, self.shared, self.facts | facts
+        )
 
     def choose(self, given: "str | Choice | Entry | Callable") -> Choice:
         """Of a name, "name:option=value,option=value", an entry, or any function that can be one.
@@ -222,12 +237,12 @@ class Registry(Mapping[str, Entry]):
             return Choice(given)
         if not isinstance(given, str):
             return Choice(self.make(given))
-        name, options = _split(given)
+        name, options = split(given)
         return Choice(self[name]).with_options(**options)
 
 
-def _split(text: str) -> tuple[str, dict[str, str]]:
-    """ "torchvision:resnet18:weights=DEFAULT" is ("torchvision:resnet18", {"weights": "DEFAULT"})."""
+def split(text: str) -> tuple[str, dict[str, str]]:
+    """A name and its options. "torchvision:resnet18:weights=DEFAULT" is ("torchvision:resnet18", {"weights": "DEFAULT"})."""
     name, _, last = text.rpartition(":")
     if not name or "=" not in last:
         return text, {}

@@ -1,20 +1,24 @@
-"""The paper's pairs, the recipes and the profiles as data; a study is one profile on one data set and one pair."""
+"""A study as data: a teacher, arms, seeds. The paper's pairs, the profiles, and what runs a study and makes its tables."""
 
-from collections.abc import Sequence
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from scipy import stats
 from torch import nn
 
-from . import ROOT, fidelity, models, training
-from .augmentation import AUGMENTATIONS
+from . import ROOT, data, entries, fidelity, models, records, stats, training
+from .config import DistillConfig, TeacherConfig, unknown_setting
 from .data import ImageData
+from .digest import digest
+from .entries import Choice
+from .parts import Design, Machine
 from .progress import tqdm
 from .runs import Run
-from .training import DistillConfig, TeacherConfig
 
 PAIRS = {  # teacher, student: the paper's six
     "wrn402_wrn162": ("wrn_40_2", "wrn_16_2"),
@@ -25,167 +29,217 @@ PAIRS = {  # teacher, student: the paper's six
     "res32x4_shuv2": ("resnet32x4", "ShuffleV2"),
 }
 SMALL_PAIRS = {"res20_res8": ("resnet20", "resnet8"), "wrn162_res8": ("wrn_16_2", "resnet8")}  # ours, for two CPU cores
+VIEWS = ("none", "mixup", "cutmix", "cutout", "autoaug", "cutmixpick")  # the paper's
 
-RECIPES = {"digits": {"image_size": 16, "train_images": 300, "epochs": 20}}  # other data sets: the released one
-SLOW_LEARNERS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")  # learning rate 0.01 in place of 0.05
+
+def _arms(kd_views: Sequence[str]) -> tuple[str, ...]:
+    """Cross-entropy; KD with some views or all; R2KD with each, from the dense teacher and with the pruned one."""
+    dense = (f"r2kd {view} pruning_rate=0" for view in VIEWS)
+    return ("ce", *(f"kd {view}" for view in kd_views), *dense, *(f"r2kd {view}" for view in VIEWS))
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How much of a study to run. `scale` overrides the recipe of every data set but the digits, whose own is `digits`.
+    """The settings of a study. `scale`: of its images and epochs, where the data set's own recipe has no fewer.
 
-    `ablation` overrides it once more for the students of notebook 04.
+    `shown`: the arms that crowded figures draw. `ablation`: settings of notebook 04's students alone. `fresh`: whether runs of
+    which there is only a record are trained again: where that takes minutes.
     """
 
     summary: str
     dataset: str
     pairs: tuple[str, ...]
-    seeds: tuple[int, ...]
-    scale: dict
-    digits: dict
-    kd_augmentations: tuple[str, ...] = ("none", "cutmix")
-    ablation: dict = field(default_factory=dict)
+    scale: Mapping[str, int]
+    seeds: int = 3
+    arms: tuple[str, ...] = _arms(("none", "cutmix"))
+    shown: tuple[str, ...] = ("ce", "kd", "kd cutmix", "r2kd", "r2kd cutmix")
+    ablation: Mapping[str, Any] = field(default_factory=dict)
+    fresh: bool = False
 
 
-_SMOKE = {"train_images": 128, "test_images": 200, "epochs": 1}
 PROFILES = {
-    "smoke": Profile("does everything run: 1 epoch, 128 images", "digits", ("res20_res8",), (0, 1), _SMOKE, _SMOKE),
+    "smoke": Profile(
+        "does everything run: 1 epoch, 128 images",
+        "digits",
+        ("res20_res8",),
+        {"train_images": 128, "test_images": 200, "epochs": 1},
+        seeds=2,
+        fresh=True,
+    ),
     "quick": Profile(
         "digits, 3 seeds: minutes on 2 cores",
         "digits",
         ("res20_res8",),
-        (0, 1, 2),
         {"train_images": 1000, "test_images": 1000, "epochs": 20},
-        {},
+        fresh=True,
     ),
     "small": Profile(
         "CIFAR-100, 10,000 images, 30 epochs, 3 seeds: hours on 2 cores",
         "cifar100",
         ("res20_res8",),
-        (0, 1, 2),
         {"train_images": 10_000, "epochs": 30},
-        {},
         ablation={"epochs": 8},
     ),
     "paper": Profile(
-        "the full recipe: six pairs, 240 epochs, 3 seeds; needs a GPU",
-        "cifar100",
-        tuple(PAIRS),
-        (0, 1, 2),
-        {},
-        {},
-        tuple(AUGMENTATIONS),
+        "the full recipe: six pairs, 240 epochs, 3 seeds; needs a GPU", "cifar100", tuple(PAIRS), {}, arms=_arms(VIEWS)
     ),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Study:
-    """A teacher and its students on one data set; every configuration follows from these fields."""
+    """A teacher and, by their labels, the arms that are compared, each a configuration, with every seed.
 
-    profile: str
-    dataset: str
-    pair: str
-    device: str = "auto"
-    data_root: str | None = None
-    runs_root: str | None = None
+    shown: the arms that crowded figures draw, empty for all. said: what captions add of its settings. figures_root: else
+    figures/. fresh: whether an arm of which there is only a record is trained. made_of: (profile, settings) that `study` was
+    given.
+    """
+
+    name: str
+    teacher: TeacherConfig
+    arms: Mapping[str, DistillConfig]
+    seeds: tuple[int, ...]
+    shown: tuple[str, ...] = ()
+    said: str = ""
     figures_root: str | None = None
-    image_size: int | None = None
-    teacher_checkpoint: str | None = None
-    fidelity: str = "released"
-    plain: bool = False
+    fresh: bool = True
+    made_of: tuple[str, Mapping[str, Any]] = ("", {})
 
     @property
-    def seeds(self) -> tuple[int, ...]:
-        return PROFILES[self.profile].seeds
+    def first(self) -> DistillConfig:
+        """An arm, for what all of them share."""
+        return next(iter(self.arms.values()))
 
     @property
     def figures(self) -> Path:
-        """Of its figures: <figures_root>/<data set>/<profile>-<pair>[-intended][-plain], figures_root else figures/."""
-        dataset = Path(self.dataset).expanduser().resolve().name
-        name = f"{self.profile}-{self.pair}" + ("" if self.fidelity == "released" else f"-{self.fidelity}")
-        name += "-plain" if self.plain else ""
-        return Path(self.figures_root or ROOT / "figures") / dataset / name
-
-    def _common(self) -> dict:
-        profile = PROFILES[self.profile]
-        scale = profile.digits if self.dataset == "digits" else profile.scale
-        common = recipe(self.dataset) | scale
-        common |= {"image_size": self.image_size} if self.image_size else {}
-        where = {"device": self.device, "data_root": self.data_root, "runs_root": self.runs_root}
-        return common | where | {"dataset": self.dataset, "plain": self.plain}
+        """Of its figures and its records: <figures_root>/<data set>/<name>."""
+        return self.all_figures / _dataset_folder(self.first.data.dataset) / self.name
 
     @property
-    def teacher(self) -> TeacherConfig:
-        model = pair_models(self.pair)[0]
-        return TeacherConfig(model=model, learning_rate=learning_rate(model), seed=0, **self._common())
-
-    def _student(self, seed: int, **scale) -> tuple[dict, dict]:
-        """(what all students of a seed share, the same with a teacher)."""
-        model = pair_models(self.pair)[1]
-        alone = self._common() | scale | {"model": model, "learning_rate": learning_rate(model), "seed": seed}
-        return alone, alone | {"teacher": self.teacher, "teacher_checkpoint": self.teacher_checkpoint}
+    def all_figures(self) -> Path:
+        return Path(self.figures_root or ROOT / "figures")
 
     def students(self, seed: int) -> list[DistillConfig]:
-        """Cross-entropy; KD with some or all augmentations; R2KD with each, without and with the pruned teacher."""
-        alone, taught = self._student(seed)
-        taught |= {"fidelity": self.fidelity}
-        arms = [DistillConfig(method="ce", pruning_rate=0.0, **alone)]
-        for augmentation in PROFILES[self.profile].kd_augmentations:
-            arms.append(DistillConfig(method="kd", augmentation=augmentation, pruning_rate=0.0, **taught))
-        for pruning_rate in (0.0, 0.1):
-            for augmentation in AUGMENTATIONS:
-                arms.append(DistillConfig(augmentation=augmentation, pruning_rate=pruning_rate, **taught))
-        return arms
+        """The configurations of the arms with this seed, in their order."""
+        return [replace(config, seed=seed) for config in self.arms.values()]
 
-    def ablation(self, seed: int) -> dict[str, DistillConfig]:
-        """By name: cross-entropy, the released method, each switch of fidelity.SWITCHES that trains alone, all: intended.
+    def drawn(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows of a table with a column `arm` that crowded figures draw."""
+        return table[table["arm"].isin(self.shown or self.arms)]
 
-        With cutmixpick and the pruned teacher, where every switch has something to act on.
-        """
-        alone, taught = self._student(seed, **PROFILES[self.profile].ablation)
-        released = DistillConfig(augmentation="cutmixpick", **taught)
-        switched = {
-            f"{switch.name}: {switch.intended}": replace(released, **{switch.name: switch.intended})
-            for switch in fidelity.SWITCHES
-            if switch.name != "reported"
-        }
-        plain = DistillConfig(method="ce", pruning_rate=0.0, **alone)
-        intended = replace(released, fidelity="intended")
-        return {"cross-entropy": plain, "released": released} | switched | {"intended": intended}
+    def option(self, key: str) -> Any:
+        """The value of a setting in the first arm that has it, pruning where it acts. Raises ValueError where none has."""
+        configs = sorted(self.arms.values(), key=lambda config: not config.pruned)
+        for config in configs:
+            if config.owner(key):
+                return config[key]
+        raise ValueError(unknown_setting(key, configs))
 
     def open_data(self) -> ImageData:
-        """Its images, on its device."""
-        return training.open_data(self.teacher).to(training.resolve_device(self.device))
+        """The students' images, on their device."""
+        return training.open_data(self.first).to(training.resolve_device(self.first.machine.device))
 
     def caption(self, images: ImageData) -> str:
-        """What every figure of the study says below its title."""
-        teacher, student = pair_models(self.pair)
+        """What every figure of the study says below its title: what its numbers rest on."""
+        teacher, student = self.teacher.model.name, self.first.model.name
+        if self.teacher.checkpoint:
+            tested = training.train_teacher(self.teacher, self._teacher_images(images)).result["last_top1"]
+            teacher += f" (weights from {Path(self.teacher.checkpoint).name}, {tested:.2f} %)"
         classes = f" ({images.num_classes} of {images.of_classes} classes)" if images.of_classes else ""
+        kept = f", {len(images.validation):,} validation" if images.validation else ""
+        epochs = [_epochs(config) for config in (self.teacher, self.first)]
+        own = "" if epochs[0] == epochs[1] else f", students {epochs[1]}"
         return (
-            f"{images.name}{classes}, {len(images.train):,} training and {len(images.test):,} test images of "
-            f"{images.image_size} px; {_epochs(self.teacher)}; {teacher} teaches {student}"
-        ) + ("" if self.fidelity == "released" else f"; fidelity: {self.fidelity}")
+            f"{images.name}{classes}, {len(images.train):,} training{kept} and {len(images.test):,} test images of "
+            f"{images.image_size} px; {epochs[0]}; {teacher} teaches {student}{own}{self.said}"
+        )
 
-    def ablation_caption(self, images: ImageData) -> str:
-        """The same of the ablation, whose students may be trained for fewer epochs than the teacher."""
-        student = self.ablation(0)["released"]
-        own = "" if student.epochs == self.teacher.epochs else f", students {_epochs(student)}"
-        return f"{self.caption(images)}{own}; R2KD with cutmixpick, pruned teacher"
+    def _teacher_images(self, images: ImageData) -> ImageData:
+        same = self.teacher.data == self.first.data
+        return images if same else training.open_data(self.teacher).to(images.test.labels.device)
 
 
-def study(profile: str = "quick", dataset: str | None = None, pair: str | None = None, **where) -> Study:
-    """The study of a profile; its own data set and first pair where none is named. `where`: further fields of Study.
+class Student(NamedTuple):
+    """A trained arm: its label in the study, its configuration with the seed, and its run."""
 
-    Raises ValueError for an unknown profile, pair or fidelity.
+    arm: str
+    config: DistillConfig
+    run: Run
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What tables say of it: arm, method, augmentation, pruned, seed."""
+        return {
+            "arm": self.arm,
+            "method": self.config.method.label,
+            "augmentation": self.config.view.name,
+            "pruned": self.config.pruned,
+            "seed": self.config.seed,
+        }
+
+
+ARM = ["arm", "method", "augmentation", "pruned"]
+
+
+def study(profile: str = "quick", **settings) -> Study:
+    """The study of a profile, under `settings`: any of parts.Design, and any of any part of a configuration.
+
+    A key may have its part before it (method.temperature), or "teacher." where it is of the teacher's recipe: of the recipe, a
+    setting is the students'; of the data and the machine, it is both's. An option of methods or views is set wherever an arm
+    has it; what an arm says itself counts more. None is as not given. `arms`: a text, "ce; kd; r2kd:temperature=2 cutmix", or
+    a list, or a dictionary by label, of such texts, of functions that can be a method, or of dictionaries with method, view,
+    fidelity and settings; a first "+" keeps the profile's arms before them.
+
+    Raises ValueError for an unknown profile, pair, entry or setting, or two arms that are the same.
     """
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
-    pair = pair or PROFILES[profile].pairs[0]
-    pair_models(pair)
-    made = Study(profile, dataset or PROFILES[profile].dataset, pair, **where)
-    fidelity.preset(made.fidelity)
-    return made
+    chosen = PROFILES[profile]
+    given = {name: value for name, value in settings.items() if value is not None}
+    design = Design().with_options(**{name: given.pop(name) for name in list(given) if name in Design()})
+    for path in [design.load] if isinstance(design.load, str | Path) else design.load or ():
+        entries.load(path)
+    teacher, student = _models(design, chosen)
+    dataset = given.pop("dataset", chosen.dataset)
+    own = data.recipe(dataset)
+    scale = own | {name: min(value, own.get(name, value)) for name, value in chosen.scale.items()}
+    base = {"dataset": dataset} | scale
+    taught, used = _teacher(TeacherConfig.of(teacher, checkpoint=design.teacher_checkpoint, **base), given)
+    specified = _specified(design.arms, chosen)
+    configs = [_configure(spec, student, taught, base, given, design.fidelity, used) for _, spec, _ in specified]
+    for key in given:
+        if key not in used:
+            raise ValueError(unknown_setting(key, configs, tuple(Design().options)))
+    arms = dict(zip(_labels([label for label, _, _ in specified], configs), configs, strict=True))
+    seeds = chosen.seeds if design.seeds is None else design.seeds
+    return Study(
+        name=_name(profile, design, given, configs, teacher, student),
+        teacher=configs[0].teacher,
+        arms=arms,
+        seeds=seeds if isinstance(seeds, tuple) else tuple(range(_positive(seeds))),
+        shown=tuple(label for label, (_, _, shown) in zip(arms, specified, strict=True) if shown),
+        said=_said(design, given),
+        figures_root=design.figures_root,
+        fresh=chosen.fresh if design.fresh is None else design.fresh,
+        made_of=(profile, settings),
+    )
+
+
+def ablation(of: Study) -> Study:
+    """The same study with other arms: cross-entropy, R2KD as released, each switch that trains alone, all: as intended.
+
+    With cutmixpick and the pruned teacher, where every switch has something to act on.
+    """
+    profile, settings = of.made_of
+    r2kd = {"method": "r2kd", "view": "cutmixpick", "fidelity": "released"}
+    switched = {
+        f"{switch.name}: {switch.intended}": r2kd | {switch.key: switch.intended}
+        for switch in fidelity.SWITCHES
+        if switch.part != "recipe"  # what a run reports trains nothing
+    }
+    arms = {"cross-entropy": "ce", "released": r2kd} | switched | {"intended": r2kd | {"fidelity": "intended"}}
+    made = study(profile, **dict(PROFILES[profile].ablation) | settings | {"arms": arms})
+    return replace(made, name=of.name, said=f"{of.said}; R2KD with cutmixpick, pruned teacher")
 
 
 def pair_models(pair: str) -> tuple[str, str]:
@@ -196,125 +250,261 @@ def pair_models(pair: str) -> tuple[str, str]:
     return known[pair]
 
 
-def recipe(dataset: str) -> dict:
-    """What differs from the released recipe for this data set."""
-    return RECIPES.get(dataset, {})
+def _models(design: Design, profile: Profile) -> tuple[Any, Any]:
+    teacher, student = pair_models(design.pair or profile.pairs[0])
+    return design.teacher or teacher, design.student or student
 
 
-def learning_rate(model: str) -> float:
-    """The released one: 0.05, or 0.01 for the MobileNet and ShuffleNets."""
-    return 0.01 if model in SLOW_LEARNERS else 0.05
+def _positive(count: int) -> int:
+    if count < 1:
+        raise ValueError(f"seeds must be at least 1, not {count}")
+    return count
+
+
+def _specified(arms: Any, profile: Profile) -> list[tuple[str | None, Any, bool]]:
+    """(label or None, what the arm is, whether crowded figures draw it) of each arm."""
+    usual = [(None, text, text in profile.shown) for text in (_plain(text) for text in profile.arms)]
+    if arms is None:
+        return usual
+    if isinstance(arms, Mapping):
+        return [(label, spec, True) for label, spec in arms.items()]
+    listed = arms.split(";") if isinstance(arms, str) else list(arms)
+    beside = listed and isinstance(listed[0], str) and listed[0].strip().startswith("+")
+    if beside:
+        listed[0] = listed[0].strip().removeprefix("+")
+    own = [(None, spec, True) for spec in listed if not isinstance(spec, str) or spec.strip()]
+    if not own:
+        raise ValueError("a study needs an arm at least")
+    return [*usual, *own] if beside else own
+
+
+def _plain(text: str) -> str:
+    """ "kd none" is "kd"."""
+    return text.replace(" none", "")
+
+
+def _teacher(base: TeacherConfig, given: Mapping[str, Any]) -> tuple[TeacherConfig, set[str]]:
+    """(the teacher, the keys of `given` that are its alone): what is of the data or the machine is the students' too."""
+    both = {key: value for key, value in given.items() if base.owner(key) in ("data", "machine")}
+    own = {key.removeprefix("teacher."): value for key, value in given.items() if key.startswith("teacher.")}
+    made, used = base.apply(both)[0].apply(own)
+    return made, {f"teacher.{key}" for key in used}
+
+
+def _configure(
+    spec: Any, student: Any, teacher: TeacherConfig, base: dict, given: Mapping[str, Any], preset: str, used: set[str]
+) -> DistillConfig:
+    """The configuration of one arm; `used` gains the keys of `given` that it has.
+
+    What is given of the pruning is for the arms that prune: KD's teacher stays dense.
+    """
+    if isinstance(spec, DistillConfig):
+        return spec
+    own = {"method": spec}
+    if isinstance(spec, str | Mapping):
+        own = _parsed(spec) if isinstance(spec, str) else dict(spec)
+    if "method" not in own:
+        raise ValueError(f"the arm {spec!r} names no method")
+    parts = {name: own.pop(name) for name in ("method", "view") if name in own}
+    model, own_preset = own.pop("model", student), own.pop("fidelity", None)
+    made = DistillConfig.of(model, teacher=teacher, fidelity=preset, **parts, **base)
+    pruning = {key for key in given if made.owner(key) == "pruning"}
+    mine = {key: value for key, value in given.items() if made.pruned or key not in pruning}
+    made, known = made.apply({key: value for key, value in mine.items() if not key.startswith("teacher.")})
+    used |= known | pruning
+    return (made.with_preset(own_preset) if own_preset else made).with_settings(own)
+
+
+def _parsed(text: str) -> dict[str, str]:
+    """ "r2kd:temperature=2 cutmix pruning_rate=0": a method, a view if there is one, and settings."""
+    words = text.split()
+    own: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and ":" not in key:
+            own[key] = value
+            continue
+        part = "view" if "method" in own else "method"
+        if part in own:
+            raise ValueError(f"the arm {text.strip()!r} has two views, {own[part]!r} and {word!r}")
+        own[part], options = entries.split(word)
+        own |= {f"{part}.{name}": value for name, value in options.items()}  # said of this arm, be it the default
+    return own
+
+
+def _labels(given: list[str | None], configs: list[DistillConfig]) -> list[str]:
+    """What each arm is called: its method and view, whether its teacher is pruned, and what else differs among the arms."""
+    labels = [label or _label(config, configs) for label, config in zip(given, configs, strict=True)]
+    for i, config in enumerate(configs):
+        same = [other for other in configs if other == config]
+        if len(same) > 1:
+            raise ValueError(f"two arms are the same: {labels[i]}")
+    computed = [digest((c.model.entry.function, c.method.entry.function, c.view.entry.function))[:6] for c in configs]
+    return [f"{a} ({b})" if labels.count(a) > 1 else a for a, b in zip(labels, computed, strict=True)]
+
+
+def _label(config: DistillConfig, among: list[DistillConfig]) -> str:
+    words = config.method.label + (f" {config.view.label}" if config.view.entry.drawn else "")
+    words += ", pruned" if config.pruned else ""
+    for name, part in config.parts.items():
+        # of one entry's options those that differ among its arms; of the pruning, those among the arms that prune
+        alike = [other.parts[name] for other in among if name != "pruning" or other.pruned]
+        if isinstance(part, Choice):
+            if name == "model" and len({other.name for other in alike}) > 1:
+                words += f", {part.label}"
+            alike = [other for other in alike if other.entry is part.entry]
+        elif name == "pruning" and not config.pruned:
+            continue
+        for option, value in part.options.items():
+            if len({other.options[option] for other in alike}) > 1:
+                words += (
+                    f", {option.replace('_', ' ')} {value:g}"
+                    if isinstance(value, float)
+                    else f", {option.replace('_', ' ')} {value}"
+                )
+    return words
+
+
+_SEEN = ("image_size", "train_images", "test_images", "validation_images", "epochs", "teacher.epochs")  # in any caption
+
+
+def _settings(design: Design, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was set and acts, beside data set, models, arms and seeds."""
+    places = {name for name in Machine().options if name not in Machine(plain=True).acts()}
+    set_ = {name: value for name, value in given.items() if name.rpartition(".")[2] not in places}
+    return set_ | ({} if design.fidelity == "released" else {"fidelity": design.fidelity})
+
+
+def _said(design: Design, given: Mapping[str, Any]) -> str:
+    said = ", ".join(f"{name} {value}" for name, value in _settings(design, given).items() if name not in _SEEN)
+    return f"; set: {said}" if said else ""
+
+
+def _name(
+    profile: str, design: Design, given: Mapping[str, Any], configs: list[DistillConfig], teacher: Any, student: Any
+) -> str:
+    """Of a study's folder of figures: profile, pair and whatever else was set, so that no two studies share one."""
+    known = {models_: pair for pair, models_ in (PAIRS | SMALL_PAIRS).items()}
+    taught, model = configs[0].teacher.model, configs[0].model
+    name = f"{profile}-" + (known.get((str(taught), str(model))) or f"{_word(taught)}_{_word(model)}")
+    settings = _settings(design, given)
+    if design.teacher_checkpoint:
+        settings["teacher"] = (
+            f"{Path(design.teacher_checkpoint).stem}.{models.checkpoint_digest(design.teacher_checkpoint)[:6]}"
+        )
+    if design.arms is not None:
+        parts = ((c.model.acts(), c.method.acts(), c.view.acts(), c.pruning.acts(), c.recipe.acts()) for c in configs)
+        settings["arms"] = digest(tuple(map(repr, parts)))[:6]
+    if design.seeds is not None and design.seeds != PROFILES[profile].seeds:
+        settings["seeds"] = design.seeds
+    return name + "".join(f"-{key}={_short(value)}" for key, value in sorted(settings.items()))
+
+
+def _word(model: Choice) -> str:
+    """A model in a folder's name; functions and options by what they compute."""
+    named = model.name in models.MODELS and not model.changed
+    return re.sub(r"[^\w.+]+", "_", model.name) + ("" if named else f".{digest(tuple(model.acts().values()))[:6]}")
+
+
+def _short(value: Any) -> str:
+    text = re.sub(r"[^\w.+]+", "_", str(value))
+    return text if len(text) <= 24 else digest(str(value))[:8]
+
+
+def _dataset_folder(dataset: str) -> str:
+    """A data set's name; a folder's name and a hash of its place, as two of one name are two."""
+    if dataset in data.DATASETS:
+        return dataset
+    folder = Path(dataset).expanduser().resolve()
+    return f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:6]}"
 
 
 def _epochs(config: TeacherConfig) -> str:
-    return f"{config.epochs} epoch" + ("s" if config.epochs > 1 else "")
+    epochs = config.recipe.epochs
+    return f"{epochs} epoch" + ("s" if epochs > 1 else "")
 
 
 def run_teacher(study: Study, images: ImageData) -> nn.Module:
     """The study's teacher in eval mode, on its device: trained, returned as it was, or loaded from a checkpoint."""
-    if study.teacher_checkpoint:
-        teacher = models.from_checkpoint(study.teacher.model, images.num_classes, study.teacher_checkpoint)
-    else:
-        teacher = training.load_model(training.train_teacher(study.teacher, images), images.num_classes)
-    return teacher.to(images.test.images.device, memory_format=torch.channels_last)
+    run = training.train_teacher(study.teacher, study._teacher_images(images))
+    records.write(study.figures, [("teacher", run)])
+    teacher = training.load_model(study.teacher, run, images.num_classes)
+    return teacher.to(images.test.labels.device, memory_format=torch.channels_last)
 
 
-def run_students(study: Study, images: ImageData) -> list[tuple[DistillConfig, Run]]:
-    """Every student of every seed, trained or returned as it was; those of one seed share each teacher pass."""
-    return _run_all([study.students(seed) for seed in study.seeds], images)
+def run_students(study: Study, images: ImageData, weights: bool = True) -> list[Student]:
+    """Every arm with every seed, trained or returned as it was; those of one seed share each teacher pass.
 
-
-def run_ablation(study: Study, images: ImageData) -> list[tuple[str, DistillConfig, Run]]:
-    """The students of notebook 04, by their names in Study.ablation; trained or returned as they were."""
-    arms = [study.ablation(seed) for seed in study.seeds]
-    finished = _run_all([list(configs.values()) for configs in arms], images)
-    names = [name for configs in arms for name in configs]
-    return [(name, config, run) for name, (config, run) in zip(names, finished, strict=True)]
-
-
-def _run_all(by_seed: list[list[DistillConfig]], images: ImageData) -> list[tuple[DistillConfig, Run]]:
-    finished = []
-    with tqdm(total=sum(map(len, by_seed)), desc="students", unit="run") as bar:
-        for configs in by_seed:
-            finished += zip(configs, training.distill_all(configs, images), strict=True)
-            bar.update(len(configs))
+    Where no `weights` are asked for and the study is not `fresh`, a run whose record is under study.all_figures is reported
+    from it. Every finished run is written to the study's records, seed by seed.
+    """
+    recorded = {} if weights or study.fresh else records.under(study.all_figures)
+    finished: list[Student] = []
+    with tqdm(total=len(study.seeds) * len(study.arms), desc="students", unit="run") as bar:
+        for seed in study.seeds:
+            runs = _run_seed(study, images, seed, recorded)
+            finished += runs
+            records.write(study.figures, [(student.arm, student.run) for student in runs])
+            bar.update(len(runs))
+    if reported := sum(student.run.source == "record" for student in finished):
+        print(
+            f"{reported} of {len(finished)} students are reported from their records; fresh=True (--fresh) trains them"
+        )
     return finished
 
 
-def arm(config: DistillConfig) -> dict:
-    """The columns that tell a student from the others of its study: method, augmentation, pruned, and its `arm` in words."""
-    method = {"ce": "cross-entropy", "kd": "KD", "r2kd": "R2KD"}[config.method]
-    words = method if config.augmentation == "none" else f"{method} {config.augmentation}"
-    pruned = config.pruning_rate > 0
-    return {
-        "arm": words + (", pruned" if pruned else ""),
-        "method": method,
-        "augmentation": config.augmentation,
-        "pruned": pruned,
-    }
+def _run_seed(study: Study, images: ImageData, seed: int, recorded: Mapping[str, dict]) -> list[Student]:
+    found, together = {}, {}
+    for label, config in zip(study.arms, study.students(seed), strict=True):
+        own = images if config.data == study.first.data else training.open_data(config)
+        run = config.run(own)
+        if not run.finished and run.address in recorded:
+            found[label] = Student(label, config, Run(run.folder, recorded[run.address]))
+        else:
+            together.setdefault(repr(training.shared(config)), []).append((label, config, own))
+    for group in together.values():
+        runs = training.distill_all([config for _, config, _ in group], group[0][2])
+        found |= {label: Student(label, config, run) for (label, config, _), run in zip(group, runs, strict=True)}
+    return [found[label] for label in study.arms]
 
 
-def results_table(students: Sequence[tuple[DistillConfig, Run]]) -> pd.DataFrame:
-    """A row a run: arm, seed, the last and the best epoch's test accuracy in percent, and which epoch was best."""
+def sources(students: Iterable[Student]) -> str:
+    """What a caption adds where not all students were trained here."""
+    sources = [student.run.source for student in students]
+    recorded = sources.count("record")
+    return f"; {recorded} of {len(sources)} runs from their records" if recorded else ""
+
+
+def results_table(students: Iterable[Student]) -> pd.DataFrame:
+    """A row a run: arm, seed, the last and the best epoch's test accuracy in percent, which epoch was best, and its source.
+
+    With validation images also chosen_top1 and chosen_epoch, of the epoch that they chose.
+    """
     rows = []
-    for config, run in students:
-        result = run.result
-        kept = {name: result[name] for name in ("last_top1", "best_top1", "best_epoch")}
-        rows.append(arm(config) | {"seed": config.seed} | kept)
+    for student in students:
+        names = ("last_top1", "best_top1", "best_epoch", "chosen_top1", "chosen_epoch")
+        result = student.run.result
+        kept = {name: result[name] for name in names if name in result}
+        rows.append(student.columns | kept | {"source": student.run.source})
     return pd.DataFrame(rows)
 
 
-def curves_table(students: Sequence[tuple[DistillConfig, Run]]) -> pd.DataFrame:
-    """A row for each epoch of each run: arm, seed, epoch, loss, test_top1."""
-    tables = [
-        run.metrics[["epoch", "loss", "test_top1"]].assign(**arm(config), seed=config.seed) for config, run in students
-    ]
+def curves_table(students: Iterable[Student]) -> pd.DataFrame:
+    """A row for each epoch of each run: arm, seed, epoch, test_top1."""
+    tables = [student.run.metrics[["epoch", "test_top1"]].assign(**student.columns) for student in students]
     return pd.concat(tables, ignore_index=True)
 
 
-def mean_interval(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
-    """Over each group of rows: `mean`, `half_width` of the 95 % t-interval of the mean, `n`; the groups in their order.
-
-    The interval is over training seeds, on one training set and one teacher. n = 1 has none (NaN).
-    """
-    groups = table.groupby(by, sort=False, dropna=False)[value]
-    summary = groups.agg(mean="mean", deviation="std", n="count").reset_index()
-    quantile = stats.t.ppf(0.975, (summary["n"] - 1).clip(lower=1))
-    summary["half_width"] = quantile * summary["deviation"] / summary["n"] ** 0.5
-    return summary.drop(columns="deviation")
-
-
-def paired_difference(table: pd.DataFrame, switch: str, value: str, by: list[str]) -> pd.DataFrame:
-    """Within each group of `by`: mean and interval of `value` where `switch` is true minus where it is false, by seed."""
-    wide = table.pivot_table(index=[*by, "seed"], columns=switch, values=value, sort=False).dropna()
-    difference = (wide[True] - wide[False]).rename("difference").reset_index()
-    return mean_interval(difference, by, "difference")
-
-
-def switch_effects(table: pd.DataFrame, value: str) -> pd.DataFrame:
-    """What each arm of the ablation changes in `value`, by seed: mean, half_width, n of arm minus "released", and a verdict.
-
-    `table`: a row a run, with the columns arm, seed, top1, best_top1 and `value`. The switch `reported` trains nothing: of
-    "top1" its row is the released arm's last minus its best epoch.
-    """
-    wide = table.pivot_table(index="seed", columns="arm", values=value, sort=False)
-    changed = wide.drop(columns="released").sub(wide["released"], axis=0)
-    if value == "top1":
-        released = table[table["arm"] == "released"].set_index("seed")
-        changed.insert(len(changed.columns) - 1, "reported: last", released["top1"] - released["best_top1"])
-    long = changed.melt(var_name="arm", value_name="difference", ignore_index=False).reset_index()
-    effects = mean_interval(long, ["arm"], "difference")
-    verdicts = [verdict(*row) for row in zip(effects["mean"], effects["half_width"], strict=True)]
-    effects["verdict"] = verdicts
-    same = (effects["arm"] == "reported: last") & (effects["verdict"] == "hurts")
-    effects.loc[same, "verdict"] = "a lower number for the same students"
-    return effects
-
-
-def verdict(mean: float, half_width: float) -> str:
-    """In words, of a difference where more is better and its interval."""
-    if half_width != half_width:  # NaN
-        return "one seed, no interval"
-    if abs(mean) <= half_width:
-        return "no difference we can see at this scale"
-    return "helps" if mean > 0 else "hurts"
+def pruning_gain(study: Study, results: pd.DataFrame) -> pd.DataFrame:
+    """What the pruned teacher adds to last_top1: a row for each pair of arms that differ in nothing else, paired by seed."""
+    dense = {
+        replace(config, pruning=study.first.pruning): arm for arm, config in study.arms.items() if not config.pruned
+    }
+    rows = []
+    for arm, config in study.arms.items():
+        other = dense.get(replace(config, pruning=study.first.pruning))
+        if config.pruned and other is not None:
+            gain = stats.paired_difference(results, arm, other, "last_top1")
+            rows.append(gain.assign(augmentation=config.view.name, method=config.method.label, arm=arm))
+    columns = ["augmentation", "mean", "n", "half_width", "method", "arm"]
+    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)

@@ -1,6 +1,6 @@
 """Where the released code and the method as described part: one switch a difference, gathered in two presets.
 
-SWITCHES is the one table that training.DistillConfig, the command line, the README and notebook 04 share. "released" is the
+SWITCHES is the one table that the configuration, the command line, the README and notebook 04 share. "released" is the
 code that produced the published students, and the default; "intended" is what the title and the abstract of the paper and
 the papers of its components say. Of R2KD itself only the title and the abstract (arXiv 2311.13934) stand behind it here.
 """
@@ -10,13 +10,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Switch:
-    """One difference. `name` is the field of DistillConfig, `released` and `intended` are its two values."""
+    """One difference. `name` is an option of the configuration's `part`, `released` and `intended` are its two values."""
 
     name: str
+    part: str
     released: str
     intended: str
     code: str  # what the released code does, and where
     method: str  # what the intended value does, and who says so
+
+    @property
+    def key(self) -> str:
+        """As a setting: method.rank."""
+        return f"{self.part}.{self.name}"
 
     @property
     def values(self) -> tuple[str, str]:
@@ -26,6 +32,7 @@ class Switch:
 SWITCHES = (
     Switch(
         "rank",
+        "method",
         "hard",
         "soft",
         "ranks from argsort: a value, no gradient (`rank_loss`, `element_ranks`)",
@@ -33,6 +40,7 @@ SWITCHES = (
     ),
     Switch(
         "value",
+        "method",
         "cosine",
         "pearson",
         "absolute cosine, not centred (`value_loss`, `abs_cosine_similarity`)",
@@ -41,6 +49,7 @@ SWITCHES = (
     ),
     Switch(
         "pruned_batchnorm",
+        "pruning",
         "batch",
         "running",
         "the pruned teacher trains: batch statistics (`R2KD.forward_train`; the base class puts only the dense one in eval mode)",
@@ -48,6 +57,7 @@ SWITCHES = (
     ),
     Switch(
         "pick",
+        "view",
         "before",
         "after",
         "cutmixpick mixes once and keeps the 64 images most uncertain before mixing: of 64, all (`cutmixpick_data`)",
@@ -56,6 +66,7 @@ SWITCHES = (
     ),
     Switch(
         "draws",
+        "view",
         "batch",
         "sample",
         "one weight, box, place or policy serves the batch (`mixup_data`, `cutmix_data`, `cutout_data`, `autoaug_data`)",
@@ -63,6 +74,7 @@ SWITCHES = (
     ),
     Switch(
         "reported",
+        "recipe",
         "best",
         "last",
         "the best epoch on the test split, one seed (the files are called `student_best`; seed 42)",

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-__all__ = ["cross_entropy", "dist_loss", "kd_loss", "rank_loss", "soft_rank_loss", "value_loss"]
+__all__ = ["cross_entropy", "dist_loss", "dkd_loss", "kd_loss", "rank_loss", "soft_rank_loss", "value_loss"]
 
 _EPS = 1e-8
 _FLAT = 1e-8  # squared; the soft ranks of a sample whose classes differ clearly have norm 1
@@ -83,6 +83,37 @@ def dist_loss(
     over_samples = 1 - _cosine(_centred(p_student), _centred(p_teacher)).mean()
     over_classes = 1 - _cosine(_centred(p_student.T), _centred(p_teacher.T)).mean()
     return temperature**2 * (beta * over_samples + gamma * over_classes)
+
+
+def dkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    temperature: float = 4.0,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+) -> Tensor:
+    """DKD: `alpha` times the KL divergence of (target, any other class), `beta` times that among the other classes. Times T^2.
+
+    `target` (B,) int64. Means over samples; needs two classes that are not the target to say anything with `beta`.
+    Zhao et al., "Decoupled knowledge distillation", CVPR 2022, equation 7; released code.
+    """
+    student, teacher = _at_least_float32(student_logits / temperature, teacher_logits / temperature)
+    others = torch.arange(student.shape[1], device=target.device) != target[:, None]
+    split = [_target_and_others(logits, others) for logits in (student, teacher)]
+    (student_target, student_others), (teacher_target, teacher_others) = split
+    target_kl = F.kl_div(student_target, teacher_target, reduction="batchmean", log_target=True)
+    apart = (teacher_others - student_others).masked_fill(~others, 0)  # of the target itself it is inf - inf
+    others_kl = (teacher_others.exp() * apart).sum(dim=1).mean()
+    return temperature**2 * (alpha * target_kl + beta * others_kl)
+
+
+def _target_and_others(logits: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of (target, not target), (B, 2), and of the classes given that it is not the target, (B, C)."""
+    log_p = logits.log_softmax(dim=1)
+    log_target = log_p.masked_fill(others, -torch.inf).logsumexp(dim=1)
+    log_rest = log_p.masked_fill(~others, -torch.inf).logsumexp(dim=1)
+    return torch.stack((log_target, log_rest), dim=1), logits.masked_fill(~others, -torch.inf).log_softmax(dim=1)
 
 
 def _at_least_float32(*logits: Tensor) -> tuple[Tensor, ...]:

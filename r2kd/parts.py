@@ -10,7 +10,9 @@ from typing import Any, Literal, Self
 from .entries import Option
 
 
-def setting(default: Any, help: str, *, acts: bool = True, above: float | None = None, least: float | None = None) -> Any:
+def setting(
+    default: Any, help: str, *, acts: bool = True, above: float | None = None, least: float | None = None
+) -> Any:
     """A field. `acts`: whether the numbers of a run depend on it. `above`, `least`: its bound, open or closed."""
     return field(default=default, metadata={"help": help, "acts": acts, "above": above, "least": least})
 
@@ -21,7 +23,7 @@ class Part:
 
     def __post_init__(self) -> None:
         for known in fields(self):
-            value = self.settings()[known.name].read(getattr(self, known.name), type(self).__name__.lower())
+            value = self.settings[known.name].read(getattr(self, known.name), type(self).__name__.lower())
             object.__setattr__(self, known.name, value)
             above, least = known.metadata["above"], known.metadata["least"]
             if value is not None and above is not None and not value > above:
@@ -29,9 +31,10 @@ class Part:
             if value is not None and least is not None and not value >= least:
                 raise ValueError(f"{known.name} must be at least {least}, not {value}")
 
-    @classmethod
-    def settings(cls) -> dict[str, Option]:
-        return {known.name: Option.of(known.name, known.default, known.type) for known in fields(cls)}
+    @property
+    def settings(self) -> dict[str, Option]:
+        """What can be set."""
+        return {known.name: Option.of(known.name, known.default, known.type) for known in fields(self)}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -100,5 +103,23 @@ class Machine(Part):
 
     device: str = setting("auto", "auto, cpu, cuda, cuda:1 ...", acts=False)
     plain: bool = setting(False, "eager, float32, nothing folded: slower, a run of its own, to compare with")
-    data_root: str | None = setting(None, "where data sets lie or are downloaded to [$R2KD_DATA, else data/]", acts=False)
+    data_root: str | None = setting(
+        None, "where data sets lie or are downloaded to [$R2KD_DATA, else data/]", acts=False
+    )
     runs_root: str | None = setting(None, "where run folders go [$R2KD_RUNS, else runs/]", acts=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design(Part):
+    """What a study compares. Models and arms may be any function, from a notebook; see experiments.study."""
+
+    pair: str | None = setting(None, "teacher and student by the name of their pair")
+    teacher: Any = setting(None, "the teacher's model, in place of a pair's")
+    student: Any = setting(None, "the student's model, in place of a pair's")
+    teacher_checkpoint: str | None = setting(None, "weights of the teacher, in place of training it")
+    seeds: int | tuple[int, ...] | None = setting(None, "how many, or which")
+    arms: Any = setting(None, '"ce; kd; r2kd:temperature=2 cutmix"; with + before it beside those of the profile')
+    fidelity: Literal["released", "intended"] = setting("released", "the switches of notebook 04, all at once")
+    load: Any = setting(None, "a Python file with entries of your own", acts=False)
+    fresh: bool | None = setting(None, "train what there is only a record of", acts=False)
+    figures_root: str | None = setting(None, "where figures and records go [figures/]", acts=False)

@@ -1,6 +1,7 @@
-"""A model under corruption: noise, blur and lost contrast of growing severity, on normalised images (B, 3, H, W)."""
+"""A model under corruption: noise, blur and lost contrast of growing severity, on normalised images (B, 3, H, W).
 
-from collections.abc import Callable
+One entry a corruption; its facts are the severities that are measured and the unit that they are in.
+"""
 
 import torch
 from torch import Generator, Tensor, nn
@@ -8,15 +9,21 @@ from torchvision.transforms.v2 import functional
 
 from . import evaluation
 from .data import ImageData
+from .entries import Choice, Registry
 from .randomness import generator
 
+CORRUPTIONS = Registry("corruption", gives=("images", "severity", "generator"), facts={"severities": (), "unit": ""})
+corruption = CORRUPTIONS.entry
 
+
+@corruption("noise", severities=(0.4, 0.8, 1.2), unit="standard deviation of the pixels")
 def noise(images: Tensor, severity: float, generator: Generator) -> Tensor:
     """Gaussian noise; severity is its standard deviation, in standard deviations of the data set's pixels."""
     return images + severity * torch.randn(images.shape, generator=generator).to(images.device)
 
 
-def blur(images: Tensor, severity: float, generator: Generator) -> Tensor:
+@corruption("blur", severities=(4, 7, 10), unit="% of the image's side")
+def blur(images: Tensor, severity: float) -> Tensor:
     """Gaussian blur; severity is its standard deviation as a percentage of the image's side."""
     if severity == 0:
         return images
@@ -26,27 +33,24 @@ def blur(images: Tensor, severity: float, generator: Generator) -> Tensor:
     return functional.gaussian_blur(blurred, [1, kernel], [sigma, sigma])
 
 
-def contrast(images: Tensor, severity: float, generator: Generator) -> Tensor:
+@corruption("contrast", severities=(20, 40, 60), unit="% of contrast lost")
+def contrast(images: Tensor, severity: float) -> Tensor:
     """Each image drawn towards its own mean; severity is the percentage of contrast that is lost."""
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     return mean + (1 - severity / 100) * (images - mean)
 
 
-Corruption = Callable[[Tensor, float, Generator], Tensor]
-CORRUPTIONS: dict[str, Corruption] = {"noise": noise, "blur": blur, "contrast": contrast}
-SEVERITIES = {"noise": (0.4, 0.8, 1.2), "blur": (4, 7, 10), "contrast": (20, 40, 60)}
-UNITS = {"noise": "standard deviation of the pixels", "blur": "% of the image's side", "contrast": "% of contrast lost"}
-
-
-def corrupted_logits(model: nn.Module, images: ImageData, corruption: str, severity: float, seed: int = 0) -> Tensor:
+def corrupted_logits(
+    model: nn.Module, images: ImageData, corruption: str | Choice, severity: float, seed: int = 0
+) -> Tensor:
     """Logits (N, C) for the corrupted test images, the same draws for every model.
 
     Raises ValueError for an unknown corruption.
     """
-    if corruption not in CORRUPTIONS:
-        raise ValueError(f"unknown corruption {corruption!r}; known: {', '.join(CORRUPTIONS)}")
-    draws = generator(seed, corruption, str(severity))
-    return evaluation.predict(model, images.test, images, lambda x: CORRUPTIONS[corruption](x, severity, draws))
+    chosen = CORRUPTIONS.choose(corruption)
+    draws = generator(seed, chosen.name, str(severity))
+    corrupt = lambda batch: chosen(images=batch, severity=severity, generator=draws)  # noqa: E731
+    return evaluation.predict(model, images.test, images, corrupt)
 
 
 def robustness_table(model: nn.Module, images: ImageData, clean_logits: Tensor, seed: int = 0) -> list[dict]:
@@ -56,9 +60,9 @@ def robustness_table(model: nn.Module, images: ImageData, clean_logits: Tensor, 
     """
     labels = images.test.labels
     rows = []
-    for corruption, severities in SEVERITIES.items():
+    for name, entry in CORRUPTIONS.items():
         answers = {0.0: clean_logits}
-        answers |= {value: corrupted_logits(model, images, corruption, value, seed) for value in severities}
-        about = {"corruption": corruption, "unit": UNITS[corruption]}
+        answers |= {value: corrupted_logits(model, images, name, value, seed) for value in entry.severities}
+        about = {"corruption": name, "unit": entry.unit}
         rows += [about | {"severity": value, "top1": evaluation.accuracy(a, labels)} for value, a in answers.items()]
     return rows

@@ -1,0 +1,184 @@
+"""An arm: one model in training, what it resumes from, and what one step and one epoch do to it."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from . import acceleration, evaluation, losses, models
+from .batch import Batch
+from .config import Config, DistillConfig
+from .data import ImageData
+from .methods import Answers
+from .randomness import seeded
+from .runs import Run
+
+
+def student_loss(
+    config: DistillConfig, answers: dict[str, Answers], epoch: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(cross-entropy, distance): their sum is minimised. `answers` by view: "clean" and, if there is one, "augmented".
+
+    The cross-entropy is of the clean view only; what the method says to all views is added. `epoch`: from 1, (). `index`: (B,)
+    the image of the batch that each of the augmented view's came from. Released code; golden step.npz.
+    """
+    clean = answers["clean"]
+    ce = config.method["ce_weight"] * losses.cross_entropy(clean.student, clean.target)
+    itself = torch.arange(len(clean.student), device=clean.student.device)
+    places = {"clean": itself, "augmented": index}
+    about = {"epoch": epoch, "clean": clean}
+    distances = [
+        config.method(**answer._asdict(), view=view, index=places[view], **about) for view, answer in answers.items()
+    ]
+    return ce, torch.stack(distances).sum()
+
+
+@dataclass
+class Arm:
+    """One model in training: what a run resumes from, and the sums of the epoch it is in."""
+
+    config: Config
+    run: Run
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    metrics: list[dict] = field(default_factory=list)
+    timing: list[dict] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_row: dict = field(default_factory=dict)
+    images: int = 0
+    failure: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self.device = next(self.model.parameters()).device
+        self.sums = torch.zeros(4, device=self.device)  # loss, cross-entropy, distance, hits; each summed over images
+        plain = self.config.machine.plain
+        self._gradients = self._backward if plain else acceleration.Replayed(self._backward)
+
+    @classmethod
+    def new(cls, config: Config, run: Run, images: ImageData, device: torch.device) -> "Arm":
+        """With the weights of the seed, before its first epoch. Raises ValueError for a model that answers no logits."""
+        with seeded(config.seed, "weights", config.model.name):
+            model = models.create(config.model, images.num_classes)
+        few = images.normalize(images.train.images[:2].to("cpu"))
+        models.check_answers(model, config.model.name, few, images.num_classes)
+        plain, recipe = config.machine.plain, config.recipe
+        model = model.to(device, memory_format=acceleration.layout(plain))
+        sgd = {"lr": config.learning_rate, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
+        sgd["fused"] = device.type == "cuda" and not plain  # torch's fused CPU kernel ignores strides
+        return cls(config, run, model, torch.optim.SGD(model.parameters(), **sgd))
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has seen all of its epochs."""
+        return self.epoch == self.config.recipe.epochs
+
+    def begin_epoch(self) -> None:
+        self.model.train()
+        self.sums.zero_()
+        self.images = 0
+        passed = sum(self.epoch >= milestone for milestone in self.config.milestones)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * 0.1**passed
+
+    def step(self, batch: Batch) -> None:
+        """One update. Each view is a forward of its own, with its own BatchNorm statistics, the clean one first."""
+        views = list(self.config.views.values())
+        taught = getattr(self.config, "taught", False)
+        answers = [batch.teacher_logits(view, self.config) for view in views] if taught else []
+        epoch = torch.tensor(self.epoch + 1.0).to(self.device, non_blocking=True)
+        self._gradients(batch.target, epoch, batch.index[views[-1]], *(batch.images[view] for view in views), *answers)
+        self.optimizer.step()
+        self.images += len(batch.target)
+
+    def _backward(self, target: Tensor, epoch: Tensor, index: Tensor, *images_and_answers: Tensor) -> None:
+        """The gradients of a batch, and what it adds to the sums: of its views and the teacher's logits for each."""
+        views = self.config.views
+        images, answers = images_and_answers[: len(views)], images_and_answers[len(views) :]
+        with acceleration.autocast(self.device, self.config.machine.plain):
+            logits = {view: self.model(batch) for view, batch in zip(views, images, strict=True)}
+        logits = {view: values.float() for view, values in logits.items()}
+        if isinstance(self.config, DistillConfig):
+            taught = dict(zip(views, answers, strict=False))  # there are none without a teacher
+            labels = {"clean": target}
+            if self.config.view.entry.keeps_target:
+                labels["augmented"] = target[index]
+            seen = {view: Answers(values, taught.get(view), labels.get(view)) for view, values in logits.items()}
+            ce, distance = student_loss(self.config, seen, epoch, index)
+        else:
+            ce = losses.cross_entropy(logits["clean"], target)
+            distance = torch.zeros_like(ce)
+        loss = ce + distance
+        self.optimizer.zero_grad(set_to_none=False)  # a CUDA graph writes where the gradients were
+        loss.backward()
+        hits = (logits["clean"].argmax(1) == target).float().mean()
+        self.sums += torch.stack((loss, ce, distance, hits)).detach() * len(target)
+
+    def end_epoch(self, images: ImageData, seconds: float) -> None:
+        """Test, remember the best, store the epoch. Raises FloatingPointError, storing nothing, if the loss is not finite.
+
+        Best is the epoch of the highest accuracy on the validation images where there are some, else, as released, on the test
+        images.
+        """
+        loss, ce, distance, hits = (self.sums / self.images).tolist()
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of {self.run.address} became {loss} in epoch {self.epoch + 1}; the epochs before it "
+                f"are kept in {self.run.folder}. Try a smaller learning rate than {self.config.learning_rate}"
+            )
+        self.epoch += 1
+        row = {"epoch": self.epoch, "learning_rate": self.optimizer.param_groups[0]["lr"], "loss": loss}
+        row |= {"loss_ce": ce, "loss_distance": distance, "train_top1": 100 * hits}
+        parts = {"test": images.test} | ({"validation": images.validation} if images.validation else {})
+        for name, split in parts.items():
+            measured = evaluation.summary(evaluation.predict(self.model.eval(), split, images), split.labels)
+            row |= {f"{name}_{measure}": measured[measure] for measure in ("top1", "top5", "loss")}
+        self.metrics.append(row)
+        self.timing.append(
+            {"epoch": self.epoch, "seconds": round(seconds, 3), "images_per_second": round(self.images / seconds, 1)}
+        )
+        judge = f"{list(parts)[-1]}_top1"
+        if not self.best or row[judge] > self.best_row[judge]:
+            self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+            self.best_row = row
+        self.run.save_epoch(
+            {
+                "epoch": self.epoch,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "best": self.best,
+                "best_row": self.best_row,
+                "metrics": self.metrics,
+                "timing": self.timing,
+            }
+        )
+
+    def resume(self) -> None:
+        """Go on at the last whole epoch, if there is one."""
+        state = self.run.load_epoch()
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for name in ("epoch", "best", "best_row", "metrics", "timing"):
+                setattr(self, name, state[name])
+
+    def finish(self) -> None:
+        """Store weights and result. best_top1 is on the test images; chosen_top1, of the epoch that the validation images chose."""
+        last = self.metrics[-1]
+        best = max(self.metrics, key=lambda row: row["test_top1"])  # the first of equals
+        result = {
+            "last_top1": last["test_top1"],
+            "best_top1": best["test_top1"],
+            "best_epoch": best["epoch"],
+            "last_top5": last["test_top5"],
+            "last_loss": last["test_loss"],
+            "epochs": self.epoch,
+            "seconds": round(sum(row["seconds"] for row in self.timing), 1),
+        }
+        if "validation_top1" in last:
+            chosen = self.best_row
+            result |= {"chosen_top1": chosen["test_top1"], "chosen_epoch": chosen["epoch"]}
+            result["validation_top1"] = chosen["validation_top1"]
+        weights = {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
+        self.run.finish(last=weights, best=self.best, result=result)

@@ -1,0 +1,62 @@
+"""The loop over epochs and batches: the arms that train together meet the same batches, views and teacher logits."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .arm import Arm
+from .batch import Teachers, epoch_batches
+from .data import ImageData
+from .progress import tqdm
+
+
+def run_epochs(arms: list[Arm], images: ImageData, teachers: Teachers | None, progress: bool) -> None:
+    """All epochs that some arm still has to go; an arm that was cut off later joins at its own.
+
+    What goes wrong with one arm is kept in its `failure`, and the others go on.
+    """
+    config = arms[0].config
+    recipe = {"seed": config.seed, "batch_size": config.recipe.batch_size, "plain": config.machine.plain}
+    for arm in arms:
+        if arm.finished:  # cut off between its last epoch and its result
+            arm.finish()
+    epochs = range(min(arm.epoch for arm in arms), config.recipe.epochs)
+    bar = {"total": len(epochs) * len(images.train), "desc": _title(arms), "disable": not progress}
+    with tqdm(**bar, unit="img", unit_scale=True, leave=False) as shown:
+        for epoch in epochs:
+            active = [arm for arm in arms if arm.epoch == epoch and not arm.failure]
+            for arm in active:
+                arm.begin_epoch()
+            views = {view for arm in active for view in arm.config.views.values()}
+            started = told = time.perf_counter()
+            for batch in epoch_batches(images, views, teachers, epoch=epoch, **recipe):
+                for arm in active:
+                    with _failing_alone(arm):
+                        arm.step(batch)
+                active = [arm for arm in active if not arm.failure]
+                if not active:
+                    break
+                shown.update(len(batch.target))
+                if progress and time.perf_counter() - told > 0.5:  # reading a sum waits for the device
+                    told = time.perf_counter()
+                    loss, _, _, hits = (active[0].sums / active[0].images).tolist()
+                    shown.set_postfix_str(f"epoch {epoch + 1}/{epochs.stop} loss {loss:.3f} train {100 * hits:.1f} %")
+            seconds = time.perf_counter() - started
+            for arm in active:
+                with _failing_alone(arm):
+                    arm.end_epoch(images, seconds)
+                    if arm.finished:
+                        arm.finish()
+
+
+@contextmanager
+def _failing_alone(arm: Arm) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        arm.failure = error
+
+
+def _title(arms: list[Arm]) -> str:
+    name = arms[0].run.address.rsplit("-", 1)[0]
+    return name if len(arms) == 1 else f"{len(arms)} students, seed {arms[0].config.seed}"

@@ -1,0 +1,87 @@
+"""Methods of distillation, one entry each: what a student is taught on one view of a batch.
+
+A training minimises `ce_weight` times the cross-entropy of the clean view plus the method's loss, a scalar, of each view.
+What a method can ask for, of the view in question:
+
+    student, teacher   logits (B, C)
+    target             (B,) the labels, where the view keeps them
+    index              (B,) the image of the batch that each of the view's came from
+    epoch              the epoch, from 1, a tensor (): a Python number would freeze in a CUDA graph
+    view               "clean" or "augmented"; clean: the Answers to the clean view
+
+A method that asks for no teacher has none. Facts of an entry: `pruning_rate`, of the teacher's copy where nothing else is said;
+`second_view`, whether it cannot do without an augmented view.
+"""
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from . import losses
+from .entries import Registry
+
+METHODS = Registry(
+    "method",
+    gives=("student", "teacher", "target", "index", "epoch", "view", "clean"),
+    facts={"pruning_rate": 0.0, "second_view": False},
+    shared={"ce_weight": 1.0},
+)
+method = METHODS.entry
+
+
+class Answers(NamedTuple):
+    """What student and teacher say to a view, (B, C) each, and its labels (B,); None where there is none."""
+
+    student: Tensor
+    teacher: Tensor | None
+    target: Tensor | None
+
+
+@method("cross-entropy")
+def ce(student: Tensor) -> Tensor:
+    """The labels alone."""
+    return student.new_zeros(())
+
+
+@method("KD", cite="Hinton, Vinyals & Dean, NIPS workshop 2014")
+def kd(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, kd_weight: float = 1.0) -> Tensor:
+    """KL divergence. With the cross-entropy at full weight, so that from R2KD only the distance differs."""
+    return kd_weight * losses.kd_loss(student, teacher, temperature)
+
+
+@method("R2KD", cite="Kim et al., IEEE TKDE 2024", pruning_rate=0.1)
+def r2kd(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 4.0,
+    value_weight: float = 2.0,
+    rank_weight: float = 2.0,
+    value: Literal["cosine", "pearson"] = "cosine",
+    rank: Literal["hard", "soft"] = "hard",
+    rank_regularisation: float = 0.1,
+) -> Tensor:
+    """Correlation distance by value and by rank; see fidelity.SWITCHES for `value` and `rank`."""
+    values = {"cosine": losses.value_loss, "pearson": losses.dist_loss}[value](student, teacher, temperature)
+    if rank == "hard":
+        ranks = losses.rank_loss(student, teacher, temperature)
+    else:
+        ranks = losses.soft_rank_loss(student, teacher, temperature, rank_regularisation)
+    return value_weight * values + rank_weight * ranks
+
+
+@method("DKD", cite="Zhao et al., CVPR 2022")
+def dkd(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    target: Tensor,
+    epoch: Tensor,
+    temperature: float = 4.0,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    warmup_epochs: float = 20.0,
+) -> Tensor:
+    """Target and other classes apart; its weight grows linearly over the first epochs, as released."""
+    warm = (epoch / warmup_epochs).clamp(max=1.0)
+    return warm * losses.dkd_loss(student, teacher, target, temperature, alpha, beta)

@@ -1,0 +1,74 @@
+"""What is left of a finished run when its weights are gone: a row of figures/<data set>/<study>/records.csv, committed.
+
+A row is found by its address, in whichever study's records it stands; rows of several machines merge.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from . import runs
+from .runs import Run
+
+NAME = "records.csv"
+_NUMBERS = ("last_top1", "best_top1", "best_epoch", "last_loss")
+
+
+def read(paths: Iterable[Path]) -> dict[str, dict]:
+    """The rows of some records by address; of one address with differing numbers the first, which is said on stderr.
+
+    Raises ValueError for a file that is no table of records.
+    """
+    rows: dict[str, dict] = {}
+    for path in paths:
+        try:
+            found = pd.read_csv(path, float_precision="round_trip", dtype={"curve": str}).to_dict("records")
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a table of records: {error}") from None
+        if found and "address" not in found[0]:
+            raise ValueError(f"{path} is not a table of records: it has no column address")
+        for row in found:
+            known = rows.setdefault(row["address"], row)
+            if _apart(known, row):
+                print(f"{path}: {_differing(known, row)}: the first is kept", file=sys.stderr)
+    return rows
+
+
+def under(figures_root: str | Path) -> dict[str, dict]:
+    """The rows of all studies under a folder of figures, by address."""
+    return read(sorted(Path(figures_root).rglob(NAME)))
+
+
+def write(folder: Path, finished: Iterable[tuple[str, Run]]) -> Path:
+    """Put the rows of (arm, run) among those in <folder>/records.csv. A run that came out otherwise than recorded is said."""
+    path = folder / NAME
+    rows = read([path]) if path.exists() else {}
+    for arm, run in finished:
+        row = {"address": run.address, "arm": arm} | {k: v for k, v in run.row.items() if k not in ("state", "arm")}
+        known = rows.get(run.address, row)
+        if run.source == "run" and _apart(known, row):
+            print(f"{path}: {_differing(known, row)}: the new one is kept", file=sys.stderr)
+        elif run.address in rows:
+            continue  # the same numbers: the row keeps the time and the commit that it was made at
+        rows[run.address] = row
+    folder.mkdir(parents=True, exist_ok=True)
+    runs.write_table(path, pd.DataFrame(rows.values()))
+    return path
+
+
+def merge(paths: list[Path], into: Path) -> int:
+    """Write the rows of several records to one file; how many there are."""
+    rows = read(paths)
+    runs.write_table(into, pd.DataFrame(rows.values()))
+    return len(rows)
+
+
+def _apart(row: dict, other: dict) -> bool:
+    return any(row.get(name) != other.get(name) for name in _NUMBERS)
+
+
+def _differing(row: dict, other: dict) -> str:
+    numbers = " and ".join(f"{r['last_top1']:.2f} % ({r.get('device')}, {r.get('commit')})" for r in (row, other))
+    return f"{row['address']} is {numbers}"
