@@ -8,13 +8,17 @@ import os
 import re
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 
 from r2kd import ROOT, figures
+from r2kd.parts import Data, Design, Machine, Pruning, Recipe
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parent / "notebooks").glob("[0-9]*.ipynb"))
+HERE = Path(__file__).resolve().parent
+NOTEBOOKS = sorted((HERE / "notebooks").glob("[0-9]*.ipynb"))
+PATHS = ("data_root", "runs_root", "figures_root", "teacher_checkpoint", "published_root", "load")
 
 EXAMPLES = """profiles:
   smoke   does everything run: 1 epoch on 128 images; minutes
@@ -25,34 +29,31 @@ EXAMPLES = """profiles:
 
 examples:
   python run_all.py
+  python run_all.py --set temperature=2 --set value_weight=1 --batch-size 32 --seeds 5
+  python run_all.py --arms "ce; kd; r2kd:temperature=2 cutmix; mine" --load my_methods.py
+  python run_all.py --teacher torchvision:resnet18 --student resnet8 --dataset ~/my_images --image-size 64
   python run_all.py --profile smoke --dataset cifar100 --data-root ~/data
-  python run_all.py --profile small --only 01,02
   python run_all.py --profile paper --dataset tiny_imagenet --pair res56_res20 --device cuda
-  python run_all.py --dataset ~/my_images --image-size 64
-  python run_all.py --figures-only"""
+  python run_all.py --figures-only
+
+--set takes any setting of any part, of methods and views too; where a name is of two parts, with the part before it:
+--set method.alpha=2. What is of the recipe is the students'; --set teacher.epochs=60 is the teacher's."""
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    top.add_argument("--profile", default="quick", choices=("smoke", "quick", "small", "paper"), help="[quick]")
-    top.add_argument("--dataset", help="digits, cifar100, tiny_imagenet, or a folder of images [the profile's own]")
-    top.add_argument("--pair", help="teacher and student, by name [the profile's: paper runs all six]")
+    top.add_argument("--profile", default="quick", help="smoke, quick, small or paper [quick]")
     top.add_argument("--only", metavar="01,03", help="only these notebooks [all; quick: 01,02,03]")
     top.add_argument("--figures-only", action="store_true", help="draw every figure again from its CSV, train nothing")
-    top.add_argument("--data-root", help="where data sets lie or are downloaded to [$R2KD_DATA, else data/]")
-    top.add_argument("--runs-root", help="where runs and executed notebooks go [$R2KD_RUNS, else runs/]")
-    top.add_argument("--figures-root", help="where figures go [figures/]")
-    top.add_argument("--device", default="auto", help="auto, cpu, cuda, ... [auto]")
-    top.add_argument("--plain", action="store_true", help="training eager and in float32, nothing folded: slower")
-    top.add_argument("--image-size", type=int, help="side in pixels that the images of a folder are brought to")
-    top.add_argument("--teacher-checkpoint", help="weights of the teacher, in place of training it")
-    top.add_argument(
-        "--fidelity", default="released", choices=("released", "intended"), help="[released]; see notebook 04"
-    )
+    top.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; repeatable")
     top.add_argument("--published-root", help="where the published students lie [r2kd-published/ beside the data sets]")
     top.add_argument("--download-published", action="store_true", help="fetch them there first (notebook 05)")
+    for part in (Design, Data, Recipe, Pruning, Machine):
+        for setting in fields(part):
+            flag = {"action": "store_true", "default": None} if bool in part().settings[setting.name].types else {}
+            top.add_argument(f"--{setting.name.replace('_', '-')}", **flag, help=setting.metadata["help"])
     return top
 
 
@@ -70,6 +71,21 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
+def settings_of(options: argparse.Namespace) -> dict:
+    """What was set, by flags and by --set; paths absolute, as notebooks run in their own folder."""
+    from r2kd.__main__ import read_pairs
+    from r2kd.data import DATASETS
+
+    names = [setting.name for part in (Design, Data, Recipe, Pruning, Machine) for setting in fields(part)]
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given |= read_pairs(options.set)
+    for name, value in given.items():
+        folder = name == "dataset" and value not in DATASETS and Path(value).expanduser().is_dir()
+        if name in PATHS or folder:
+            given[name] = str(Path(value).expanduser().resolve())
+    return given
+
+
 def draw_figures(root: Path) -> int:
     drawn = figures.redraw_all(root)
     for path in drawn:
@@ -80,34 +96,28 @@ def draw_figures(root: Path) -> int:
 
 
 def run_notebooks(options: argparse.Namespace) -> int:
-    from r2kd import data, experiments, runs  # they import torch, which --help and --figures-only do without
+    from r2kd import experiments, runs  # they import torch, which --help and --figures-only do without
 
-    for name in ("data_root", "runs_root", "figures_root", "teacher_checkpoint", "published_root"):
-        if given := getattr(options, name):  # notebooks run in their own folder
-            setattr(options, name, str(Path(given).expanduser().resolve()))
-    names = ("device", "data_root", "runs_root", "figures_root", "image_size", "teacher_checkpoint", "fidelity")
-    names += ("plain",)
-    where = {name: getattr(options, name) for name in names}
-    dataset = options.dataset
-    if dataset is not None and Path(dataset).expanduser().is_dir() and dataset not in data.NAMES:
-        dataset = str(Path(dataset).expanduser().resolve())
-    pairs = [options.pair] if options.pair else experiments.PROFILES[options.profile].pairs
-    studies = [experiments.study(options.profile, dataset, pair, **where) for pair in pairs]
+    given = settings_of(options)
+    studies = [experiments.study(options.profile, **given)]
+    if not given.keys() & {"pair", "teacher", "student"}:
+        pairs = experiments.PROFILES[options.profile].pairs
+        studies = [experiments.study(options.profile, **given | {"pair": pair}) for pair in pairs]
+    published = options.published_root and str(Path(options.published_root).expanduser().resolve())
     notebooks = choose(options.only or ("01,02,03" if options.profile == "quick" else None))
     started = time.perf_counter()
     for study in studies:
-        executed = runs.root_folder(study.runs_root) / "notebooks" / study.figures.parent.name / study.figures.name
+        begun = time.time()
+        place = study.figures.relative_to(study.all_figures)
+        executed = runs.root_folder(given.get("runs_root")) / "notebooks" / place
         executed.mkdir(parents=True, exist_ok=True)
-        parameters = {"profile": study.profile, "dataset": study.dataset, "pair": study.pair} | where
-        parameters |= {"published_root": options.published_root, "download": options.download_published}
+        parameters = {"profile": options.profile, "settings": study.made_of[1]}
+        parameters |= {"published_root": published, "download": options.download_published}
         for i, notebook in enumerate(notebooks, 1):
-            print(
-                f"{study.profile}, {study.dataset}, {study.pair}: notebook {i} of {len(notebooks)}, {notebook.stem}",
-                flush=True,
-            )
+            print(f"{place}: notebook {i} of {len(notebooks)}, {notebook.stem}", flush=True)
             if not execute(notebook, executed / notebook.name, parameters):
                 return 1
-        summarise(study.figures, executed, switches="04_fidelity" in [path.stem for path in notebooks])
+        summarise(study.figures, executed, begun)
     left = [path.stem for path in NOTEBOOKS if path not in notebooks]
     print(f"finished in {time.perf_counter() - started:.0f} s")
     if left and not options.only:
@@ -142,6 +152,8 @@ def execute(notebook: Path, output: Path, parameters: dict) -> bool:
     for name in ("papermill", "asyncio"):  # what matters of a failure is said below, in a line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ["R2KD_PROGRESS"] = "text"
+    # the package beside this file, whichever is installed
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("TQDM_NCOLS", "110")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "15")  # a log needs no ten lines a second
@@ -187,10 +199,10 @@ def tidy(notebook) -> None:
         cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" or (o is streams[0] and o.text)]
 
 
-def summarise(folder: Path, executed: Path, switches: bool) -> None:
-    """Print the table of the students, that of the switches where they were run, and where everything is."""
-    drawn = sorted(folder.glob("*.png"))
-    if (folder / "students.csv").exists():
+def summarise(folder: Path, executed: Path, begun: float) -> None:
+    """Print the tables of students and of switches that were made since `begun`, and where everything is."""
+    made = {path.stem for path in folder.glob("*.png") if path.stat().st_mtime >= begun}
+    if "students" in made:
         table = pd.read_csv(folder / "students.csv")
         seeds = table["n"].iloc[0]
         summary = pd.DataFrame(
@@ -203,12 +215,12 @@ def summarise(folder: Path, executed: Path, switches: bool) -> None:
         )
         print(f"\n{table['caption'].iloc[0]}; teacher {table['teacher_top1'].iloc[0]:.2f} %; {seeds} seeds\n")
         print(summary.to_string(index=False), end="\n\n")
-    if switches and (folder / "switch_effects.csv").exists():
+    if "switch_effects" in made:
         effects = pd.read_csv(folder / "switch_effects.csv")
         shown = effects.loc[effects["measure"] == "top1", ["arm", "mean", "half_width", "n", "verdict"]].round(2)
         shown.columns = ["R2KD against the released code", "points", "± 95 % interval", "seeds", "verdict"]
         print(f"{effects['caption'].iloc[0]}\n\n{shown.to_string(index=False)}\n")
-    print(f"{len(drawn)} figures, each with its CSV: {folder}\nexecuted notebooks: {executed}")
+    print(f"{len(made)} figures, each with its CSV: {folder}\nexecuted notebooks: {executed}")
 
 
 if __name__ == "__main__":

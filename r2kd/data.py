@@ -3,14 +3,17 @@
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -19,11 +22,14 @@ from torchvision.datasets import CIFAR100, ImageFolder
 from torchvision.datasets.utils import download_url
 
 from . import ROOT
+from .entries import Registry
 from .image_files import ImageFiles, decode, open_image
 from .progress import tqdm
 from .randomness import generator
 
-NAMES = ("digits", "cifar100", "tiny_imagenet")
+DATASETS = Registry("data set", gives=("root", "image_size", "splits", "stream"), facts={"recipe": {}})
+dataset = DATASETS.entry
+
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 MEMORY = 8 * 2**30  # bytes of decoded images; a folder with more is streamed
@@ -67,22 +73,43 @@ class Split:
         return self.take(torch.randperm(len(self), generator=generator(seed, "shuffled")))
 
     def subset(self, count: int | None, seed: int = 0) -> "Split":
-        """At most `count` images (None: all), as evenly over the classes as they allow, in their order."""
+        """At most `count` images (None: all), as evenly over the classes as they allow, in their order.
+
+        Raises ValueError for a count below 1.
+        """
+        if count is not None and count < 1:
+            raise ValueError(f"a subset has at least 1 image, not {count}")
         if count is None or count >= len(self):
             return self
-        shuffled = torch.randperm(len(self), generator=generator(seed, "subset"))
+        return self.take(self._even(count, generator(seed, "subset")))
+
+    def hold_out(self, count: int, seed: int = 0) -> tuple["Split", "Split"]:
+        """The others, and `count` images as evenly over the classes as they allow; both in their order.
+
+        Raises ValueError for a count below 1, or where no other is left.
+        """
+        if not 1 <= count < len(self):
+            raise ValueError(f"of {len(self)} training images, {count} cannot be kept for validation")
+        chosen = self._even(count, generator(seed, "validation"))
+        others = torch.ones(len(self), dtype=torch.bool)
+        others[chosen] = False
+        return self.take(others.nonzero().flatten()), self.take(chosen)
+
+    def _even(self, count: int, generator: Generator) -> Tensor:
+        """Sorted indices of `count` images, as evenly over the classes as they allow."""
+        shuffled = torch.randperm(len(self), generator=generator)
         labels = self.labels[shuffled].tolist()
         seen: dict[int, int] = {}
         turn = []  # the how-manieth image of its class
         for label in labels:
             turn.append(seen.get(label, 0))
             seen[label] = turn[-1] + 1
-        return self.take(shuffled[torch.tensor(turn).sort(stable=True).indices[:count]].sort().values)
+        return shuffled[torch.tensor(turn).sort(stable=True).indices[:count]].sort().values
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set in memory. A split that was not asked for, or is not there, is None."""
+    """A data set, in memory or streamed. A split that was not asked for, or is not there, is None."""
 
     name: str
     classes: tuple[str, ...]
@@ -92,8 +119,10 @@ class ImageData:
     std: tuple[float, float, float]
     flip: bool  # whether a mirrored image is of the same class
     policy: str  # torchvision's AutoAugment policy
-    fingerprint: str  # of the files, so that a run on other images is another run
+    fingerprint: str  # of what is in the files, so that a run on other images is another run
     of_classes: int | None = None  # of how many classes only those with training images were kept
+    validation: Split | None = None  # training images that are kept out of training
+    of_images: tuple[int, int] | None = None  # training and test images before any subset
 
     @property
     def num_classes(self) -> int:
@@ -110,14 +139,28 @@ class ImageData:
         return images.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
     def to(self, device: torch.device | str) -> "ImageData":
-        return replace(self, train=self.train and self.train.to(device), test=self.test and self.test.to(device))
-
-    def subset(self, train_images: int | None, test_images: int | None) -> "ImageData":
-        """The same with at most so many images in each split, the same images every time."""
         return replace(
             self,
-            train=self.train and self.train.subset(train_images),
+            train=self.train and self.train.to(device),
+            test=self.test and self.test.to(device),
+            validation=self.validation and self.validation.to(device),
+        )
+
+    def subset(self, train_images: int | None, test_images: int | None, validation_images: int = 0) -> "ImageData":
+        """The same with at most so many images in each split, the same images every time.
+
+        The validation images are taken first, out of the training images, and are the same however many train.
+        Raises ValueError for a subset below 1, a negative validation, and where it leaves no image to train on.
+        """
+        train, validation = self.train, self.validation
+        if train is not None and validation_images != 0:
+            train, validation = train.hold_out(validation_images)
+        return replace(
+            self,
+            train=train and train.subset(train_images),
             test=self.test and self.test.subset(test_images),
+            validation=validation,
+            of_images=self.of_images or (len(self.train or ()), len(self.test or ())),
         )
 
     def with_training_classes(self) -> "ImageData":
@@ -144,6 +187,7 @@ class ImageData:
             classes=tuple(self.classes[i] for i in kept.tolist()),
             train=keep(self.train),
             test=keep(self.test),
+            validation=keep(self.validation),
             of_classes=self.num_classes,
         )
 
@@ -157,34 +201,34 @@ def load(
 ) -> ImageData:
     """A data set as uint8 tensors, or streamed from its files.
 
-    `name_or_folder`: "digits", "cifar100", "tiny_imagenet", or a folder with train/<class>/ and test/<class>/ or
-    val/<class>/, or one in Tiny ImageNet's official layout. `root`: where named data sets lie or are downloaded to; else
-    $R2KD_DATA, else data/. `image_size`, in pixels: digits are scaled to it (16 if None); a folder's images are resized
-    on their shorter side and cropped at the centre (None: they must all be square and of one size). `splits`: what to read.
-    `stream`: leave the images of a folder in their files and decode each when it is asked for; None does where they would
-    take more than MEMORY bytes or half of the machine's memory. The images, and a training's numbers, are the same.
+    `name_or_folder`: one of DATASETS, or a folder with train/<class>/ and test/<class>/ or val/<class>/, or one in Tiny
+    ImageNet's official layout. `root`: where named data sets lie or are downloaded to; else $R2KD_DATA, else data/.
+    `image_size`, in pixels: digits are scaled to it (16 if None); a folder's images are resized on their shorter side
+    and cropped at the centre (None: they must all be square and of one size). `splits`: what to read. `stream`: leave
+    the images of a folder in their files and decode each when it is asked for; None does where they would take more
+    than MEMORY bytes or half of the machine's memory. The images, and a training's numbers, are the same.
 
     Raises FileNotFoundError for a data set that is neither on disk nor to be had (it names the address, the size and the
-    folder to put it in), ValueError for an unknown name, a broken image, an empty class or classes that differ.
+    folder to put it in), ValueError for an unknown name, a size below 1, an image that is broken or cannot be read, an
+    empty class or classes that differ.
     """
     name = str(name_or_folder)
-    root = root_folder(root)
-    if name == "digits":
-        return _digits(image_size or 16, splits)
-    if name == "cifar100":
-        if (root / "cifar100" / "test").is_dir():
-            return _cifar100_like(_folder(root / "cifar100", "cifar100", image_size, splits, stream))
-        if image_size not in (None, 32):
-            raise ValueError(f"the CIFAR-100 archive has 32 pixels, not {image_size}; use a folder of images")
-        return _cifar100_archive(root, splits)
-    if name == "tiny_imagenet":
-        return _official(_find_tiny_imagenet(root), name, image_size, splits, stream)
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1, not {image_size}")
+    if name in DATASETS:
+        given = {"root": root_folder(root), "image_size": image_size, "splits": splits, "stream": stream}
+        return replace(DATASETS.choose(name)(**given), name=name)
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"unknown data set {name!r}: neither one of {', '.join(NAMES)} nor a folder")
+        raise ValueError(f"unknown data set {name!r}: neither one of {', '.join(DATASETS)} nor a folder")
     if (folder / "val" / "val_annotations.txt").exists():
-        return _official(folder, folder.resolve().name, image_size, splits, stream)
-    return _folder(folder, folder.resolve().name, image_size, splits, stream)
+        return _official(folder, image_size, splits, stream)
+    return _folder(folder, image_size, splits, stream)
+
+
+def recipe(dataset: str) -> dict[str, Any]:
+    """The settings that a data set of this name is usually trained with; none for a folder."""
+    return dict(DATASETS[dataset].recipe) if dataset in DATASETS else {}
 
 
 def root_folder(root: str | Path | None = None) -> Path:
@@ -213,17 +257,19 @@ def batch_indices(count: int, batch_size: int, generator: Generator) -> list[Ten
     return [batch for batch in batches if len(batch) > 1]
 
 
-def _digits(image_size: int, splits: tuple[str, ...]) -> ImageData:
+@dataset("digits", cite="Alpaydin & Kaynak, UCI 1998", recipe={"image_size": 16, "train_images": 300, "epochs": 20})
+def digits(image_size: int | None, splits: tuple[str, ...]) -> ImageData:
     """1,797 handwritten digits, 8 x 8 pixels: 1,000 to train on, 797 to test, the split fixed and stratified."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    digits = load_digits()
-    pixels = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
-    pixels = torch.nn.functional.interpolate(pixels, size=(image_size, image_size), mode="bilinear")
+    scans = load_digits()
+    size = image_size or 16
+    pixels = torch.from_numpy(scans.images).float()[:, None] * (255 / 16)
+    pixels = torch.nn.functional.interpolate(pixels, size=(size, size), mode="bilinear")
     images = pixels.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
-    labels = torch.from_numpy(digits.target).long()
-    train, test = train_test_split(np.arange(len(labels)), train_size=1000, stratify=digits.target, random_state=0)
+    labels = torch.from_numpy(scans.target).long()
+    train, test = train_test_split(np.arange(len(labels)), train_size=1000, stratify=scans.target, random_state=0)
     parts = {"train": Split(images[train], labels[train]), "test": Split(images[test], labels[test])}
     mean, std = DIGITS_STATISTICS
     return ImageData(
@@ -235,8 +281,18 @@ def _digits(image_size: int, splits: tuple[str, ...]) -> ImageData:
         std=std,
         flip=False,
         policy="cifar10",
-        fingerprint=f"digits-{image_size}",
+        fingerprint=f"digits-{size}",
     )
+
+
+@dataset("CIFAR-100", cite="Krizhevsky, 2009")
+def cifar100(root: Path, image_size: int | None, splits: tuple[str, ...], stream: bool | None) -> ImageData:
+    """60,000 photographs, 32 x 32 pixels: a folder of images cifar100/, else the archive, downloaded when absent."""
+    if (root / "cifar100" / "test").is_dir():
+        return _cifar100_like(_folder(root / "cifar100", image_size, splits, stream))
+    if image_size not in (None, 32):
+        raise ValueError(f"the CIFAR-100 archive has 32 pixels, not {image_size}; use a folder of images")
+    return _cifar100_archive(root, splits)
 
 
 def _cifar100_like(loaded: ImageData) -> ImageData:
@@ -272,6 +328,12 @@ def _cifar100_archive(root: Path, splits: tuple[str, ...]) -> ImageData:
     )
 
 
+@dataset("Tiny ImageNet", cite="Le & Yang, CS 231N 2015")
+def tiny_imagenet(root: Path, image_size: int | None, splits: tuple[str, ...], stream: bool | None) -> ImageData:
+    """110,000 photographs of 200 classes, 64 x 64 pixels, downloaded when absent."""
+    return _official(_find_tiny_imagenet(root), image_size, splits, stream)
+
+
 def _find_tiny_imagenet(root: Path) -> Path:
     """The folder of Tiny ImageNet under `root`; downloaded and unpacked when absent, whole or not at all."""
     home = root / "tiny-imagenet-200"
@@ -293,9 +355,7 @@ def _find_tiny_imagenet(root: Path) -> Path:
     return home
 
 
-def _official(
-    folder: Path, name: str, image_size: int | None, splits: tuple[str, ...], stream: bool | None
-) -> ImageData:
+def _official(folder: Path, image_size: int | None, splits: tuple[str, ...], stream: bool | None) -> ImageData:
     """Tiny ImageNet's own layout: train/<wnid>/images/, and val/images/ with their classes in val_annotations.txt.
 
     All classes of wnids.txt, also where only some have training images. Raises as `load` does.
@@ -316,10 +376,10 @@ def _official(
     if not lines or min(map(len, lines)) < 2:
         raise ValueError(f"{annotations} needs lines of an image's name, a tab and its class")
     samples["test"] = [(str(folder / "val" / "images" / line[0]), line[1]) for line in lines]
-    return _decode(folder, name, tuple(classes), samples, image_size, splits, stream)
+    return _decode(folder, tuple(classes), samples, image_size, splits, stream)
 
 
-def _folder(folder: Path, name: str, image_size: int | None, splits: tuple[str, ...], stream: bool | None) -> ImageData:
+def _folder(folder: Path, image_size: int | None, splits: tuple[str, ...], stream: bool | None) -> ImageData:
     """train/<class>/ and test/<class>/ or val/<class>/. Raises as `load` does."""
     held_out = next((folder / part for part in ("test", "val") if (folder / part).is_dir()), None)
     if held_out is None or (not (folder / "train").is_dir() and "train" in splits):
@@ -333,7 +393,7 @@ def _folder(folder: Path, name: str, image_size: int | None, splits: tuple[str, 
             raise ValueError(f"{folder}: {len(differing)} classes are not in both train/ and {held_out.name}/: {shown}")
     classes = folders["test"].classes
     samples = {split: [(path, classes[label]) for path, label in images.samples] for split, images in folders.items()}
-    return _decode(folder, name, tuple(classes), samples, image_size, splits, stream)
+    return _decode(folder, tuple(classes), samples, image_size, splits, stream)
 
 
 def _image_folder(folder: Path) -> ImageFolder:
@@ -345,7 +405,6 @@ def _image_folder(folder: Path) -> ImageFolder:
 
 def _decode(
     folder: Path,
-    name: str,
     classes: tuple[str, ...],
     samples: dict[str, list[tuple[str, str]]],
     image_size: int | None,
@@ -358,12 +417,12 @@ def _decode(
     if unknown:
         raise ValueError(f"{folder}: classes that wnids.txt does not list: {', '.join(unknown[:5])}")
     listings = {split: _listing(folder, [path for path, _ in paths]) for split, paths in samples.items()}
-    fingerprint = hashlib.sha256()
-    for split in sorted(listings):
-        named = zip(listings[split], samples[split], strict=True)
-        fingerprint.update("".join(f"{split} {path} {size} {wnid}\n" for (path, size, _), (_, wnid) in named).encode())
-    parts: dict[str, Split | None] = {"train": None, "test": None}
     size, resize = image_size or _square_size(samples["test"][0][0]), image_size is not None
+    contents = {
+        split: _contents(folder, split, [path for path, _ in samples[split]], listings[split]) for split in samples
+    }
+    fingerprint = _digest([(split, contents[split], [wnid for _, wnid in samples[split]]) for split in sorted(samples)])
+    parts: dict[str, Split | None] = {"train": None, "test": None}
     if stream is None:
         stream = sum(len(samples[split]) for split in splits) * 3 * size**2 > min(MEMORY, _machine_memory() / 2)
     for split in splits:
@@ -371,11 +430,11 @@ def _decode(
         if stream:
             images = ImageFiles(paths, size, resize)
         else:
-            images = _cached_images(folder, split, paths, listings[split], size, resize)
+            images = _cached_images(folder, split, paths, contents[split], size, resize)
         parts[split] = Split(images, torch.tensor([label[wnid] for _, wnid in samples[split]]))
     mean, std = IMAGENET_STATISTICS
     return ImageData(
-        name=name,
+        name=folder.resolve().name,
         classes=classes,
         train=parts["train"],
         test=parts["test"],
@@ -383,44 +442,70 @@ def _decode(
         std=std,
         flip=True,
         policy="imagenet",
-        fingerprint=f"{fingerprint.hexdigest()[:16]}-{size}",
+        fingerprint=f"{fingerprint[:16]}-{size}",
     )
 
 
-def _listing(folder: Path, paths: list[str]) -> list[tuple[str, int, int]]:
-    """(path within `folder`, bytes, modification time in ns) of each file. Raises ValueError for one that is not there."""
+def _listing(folder: Path, paths: list[str]) -> list[tuple[str, int, int, int]]:
+    """(path within `folder`, bytes, mtime in ns, ctime in ns) of each file. A program can set mtime, but not ctime.
+
+    Raises ValueError for a file that is not there.
+    """
     rows = []
     for path in paths:
         try:
             status = os.stat(path)
         except FileNotFoundError:
             raise ValueError(f"{path} is missing") from None
-        rows.append((os.path.relpath(path, folder), status.st_size, status.st_mtime_ns))
+        within = os.path.relpath(path, folder).replace(os.sep, "/")
+        rows.append((within, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return rows
 
 
-def _cached_images(
-    folder: Path, split: str, paths: list[str], listing: list[tuple[str, int, int]], size: int, resize: bool
-) -> Tensor:
+def _contents(folder: Path, split: str, paths: list[str], listing: list[tuple[str, int, int, int]]) -> str:
+    """The digest of one split's paths and files, kept beside them: while the listing is the same, none is read again.
+
+    Raises ValueError for a file that cannot be read.
+    """
+    place = folder / ".r2kd-cache" / f"{split}-{_digest(listing)[:16]}.sha256"
+    with suppress(OSError):
+        kept = place.read_bytes()
+        if re.fullmatch(rb"[0-9a-f]{64}", kept):  # a machine that stops may leave something else behind
+            return kept.decode()
+    found = _digest([(row[0], file) for row, file in zip(listing, _hash_files(paths), strict=True)])
+    _keep(place, split, "digests", lambda file: file.write(found.encode()))
+    return found
+
+
+def _cached_images(folder: Path, split: str, paths: list[str], contents: str, size: int, resize: bool) -> Tensor:
     """The images of one split, from the cache beside them if it is of exactly these files, else decoded and cached."""
-    key = hashlib.sha256(repr((listing, size, resize)).encode()).hexdigest()[:16]
-    cache = folder / ".r2kd-cache" / f"{split}-{key}.npy"
-    if cache.exists():
-        return torch.from_numpy(np.load(cache))
+    place = folder / ".r2kd-cache" / f"{split}-{_digest((contents, size, resize))[:16]}.npy"
+    if place.exists():
+        return torch.from_numpy(np.load(place))
     images = _decode_images(paths, size, resize)
-    unfinished = cache.with_suffix(f".{os.getpid()}.tmp")
+    _keep(place, split, "decoded images", lambda file: np.save(file, images.numpy()))
+    return images
+
+
+def _keep(place: Path, split: str, what: str, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file of the cache, whole or not at all, in place of the split's old one."""
+    unfinished = place.with_name(f"{place.name}.{os.getpid()}.tmp")
     try:
-        cache.parent.mkdir(exist_ok=True)
-        for old in cache.parent.glob(f"{split}-*"):
+        place.parent.mkdir(exist_ok=True)
+        for old in place.parent.glob(f"{split}-*{place.suffix}*"):
             old.unlink()
         with open(unfinished, "wb") as file:
-            np.save(file, images.numpy())
-        unfinished.replace(cache)
+            write(file)
+        unfinished.replace(place)
     except OSError as error:  # a read-only folder or a full disk costs time at the next start, nothing else
         with suppress(OSError):  # what cannot be written to may not let go of a file either
             unfinished.unlink()
-        print(f"the decoded images are not kept for the next start: {error}", file=sys.stderr)
-    return images
+        print(f"the {what} are not kept for the next start: {error}", file=sys.stderr)
+
+
+def _digest(value: Any) -> str:
+    """64 hexadecimal digits, of what `value` is written as."""
+    return hashlib.sha256(ascii(value).encode()).hexdigest()
 
 
 def _machine_memory() -> float:
@@ -446,14 +531,30 @@ def _decode_images(paths: list[str], size: int, resize: bool) -> Tensor:
     def fill(i: int) -> None:
         images[i] = decode(paths[i], size, resize)
 
-    with ThreadPoolExecutor() as pool:
-        progress = tqdm(
-            pool.map(fill, range(len(paths))), total=len(paths), desc="decoding", unit="img", leave=False, delay=1
-        )
+    _in_threads(fill, range(len(paths)), "decoding")
+    return images
+
+
+def _hash_files(paths: list[str]) -> list[str]:
+    """The SHA-256 of each file. Raises ValueError for one that cannot be read."""
+
+    def sha256(path: str) -> str:
         try:
-            for _ in progress:
-                pass
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+
+    return _in_threads(sha256, paths, "hashing")
+
+
+def _in_threads(work: Callable, items: Sequence, what: str) -> list:
+    """`work` of each item, in their order, under a progress bar. Raises what `work` does."""
+    with ThreadPoolExecutor() as pool:
+        # by the thousand: a future takes 2 KB, and ImageNet has a million images
+        results = chain.from_iterable(pool.map(work, items[i : i + 1000]) for i in range(0, len(items), 1000))
+        try:
+            return list(tqdm(results, total=len(items), desc=what, unit="img", leave=False, delay=1))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return images

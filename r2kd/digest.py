@@ -5,7 +5,6 @@ it reaches by name: own functions and classes in the same way, other libraries' 
 """
 
 import ast
-import builtins
 import enum
 import hashlib
 import importlib
@@ -104,8 +103,8 @@ def _name(value: Any) -> str:
 
 
 def _own(value: Any) -> bool:
-    """Whether it is the package's or the user's, and not of an installed library."""
-    module = value.__module__ or ""
+    """Whether a function, class or module is the package's or the user's, and not of an installed library."""
+    module = value.__name__ if isinstance(value, types.ModuleType) else value.__module__ or ""
     if module.split(".")[0] == __package__:
         return True
     if isinstance(value, types.FunctionType):
@@ -136,15 +135,15 @@ def _function(function: types.FunctionType, seen: dict) -> str:
         syntax, chains = _canonical(node, top=True), _chains(node)
     cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
     closure = {name: cell.cell_contents for name, cell in cells if _filled(cell)}
-    known = {**vars(builtins), **function.__globals__, **closure, **_imported(node, function.__globals__)}
+    known = {**function.__globals__, **closure, **_imported(node, function.__globals__)}
     reached = {}
     for chain in sorted(set(chains)):
         first, *rest = chain
         if first in known and (first in closure or first not in code.co_varnames):
             value = known[first]
-            while isinstance(value, types.ModuleType) and rest:
+            while isinstance(value, types.ModuleType) and rest and _own(value):
                 value = getattr(value, rest.pop(0), None)
-            reached[chain] = value
+            reached[chain] = value  # a library's module stands for all of it: its name, and what is read of it, are in the chain
     parts = (function.__defaults__, function.__kwdefaults__, closure, reached)
     return f"function({syntax}){_describe(parts, seen)}"
 
@@ -170,6 +169,8 @@ def _canonical(node: Any, top: bool = False) -> str:
         fields.pop("name", None)
         arguments = {name: value for name, value in ast.iter_fields(node.args) if "defaults" not in name}
         fields["args"] = ast.arguments(**arguments, defaults=[], kw_defaults=[])  # the values count, not their spelling
+    if isinstance(node, ast.JoinedStr):  # of one f-string some versions have an empty constant more
+        fields["values"] = [part for part in node.values if getattr(part, "value", None) != ""]
     shown = (f"{name}={_canonical(value)}" for name, value in fields.items() if value not in (None, []))
     return f"{type(node).__name__}({', '.join(shown)})"
 

@@ -34,7 +34,8 @@ class Option:
     def of(cls, name: str, default: Any, annotation: Any) -> "Option":
         """By the annotation: `Literal[...]`, a type or a union of types; else by the type of the default."""
         if get_origin(annotation) is Literal:
-            return cls(name, default, (str,), get_args(annotation))
+            choices = get_args(annotation)
+            return cls(name, default, tuple({type(choice) for choice in choices}), choices)
         kinds = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
         kinds = tuple(get_origin(kind) or kind for kind in kinds)
         if annotation is Any or not all(isinstance(kind, type) for kind in kinds) or inspect.Parameter.empty in kinds:
@@ -43,7 +44,7 @@ class Option:
 
     def read(self, value: Any, of: str) -> Any:
         """`value`, or what a text says, as this option has it. Raises ValueError for what it cannot be."""
-        if isinstance(value, str) and str not in self.types:
+        if isinstance(value, str) and (str not in self.types or (self.choices and value not in self.choices)):
             value = _parsed(value)
         if type(value) is int and float in self.types and int not in self.types:
             value = float(value)
@@ -262,18 +263,27 @@ def _parameters(function: Callable) -> list[inspect.Parameter]:
 
 
 def load(path: str | Path) -> None:
-    """Run a user's file of entries. Raises FileNotFoundError, or ValueError where it fails, in one line."""
+    """Run a user's file of entries, once as long as it stays as it is.
+
+    Raises FileNotFoundError, or ValueError where it fails, in one line.
+    """
     path = Path(path).expanduser().resolve()
     if not path.is_file():
         raise FileNotFoundError(f"no file of entries at {path}")
+    content = path.read_bytes()
+    if _loaded.get(path) == content:
+        return
+    if getattr(sys.modules.get(path.stem), "__file__", str(path)) != str(path):
+        raise ValueError(f"{path} has the name of a module that is loaded, {path.stem}: give it another")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    shadowed = sys.modules.get(path.stem)
-    if shadowed is not None and getattr(shadowed, "__file__", None) != str(path):
-        raise ValueError(f"{path} has the name of a module that is loaded, {path.stem}: give it another")
     sys.modules[path.stem] = module  # what it defines is found by its name, as that of any module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[path.stem]
         raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    _loaded[path] = content
+
+
+_loaded: dict[Path, bytes] = {}

@@ -11,13 +11,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from . import ROOT, data, entries, fidelity, models, records, stats, training
+from . import ROOT, data, entries, evaluation, fidelity, models, pruning, records, stats, training
+from .augmentation import AUGMENTATIONS, augment
 from .config import DistillConfig, TeacherConfig, unknown_setting
 from .data import ImageData
 from .digest import digest
 from .entries import Choice
 from .parts import Design, Machine
 from .progress import tqdm
+from .randomness import generator
 from .runs import Run
 
 PAIRS = {  # teacher, student: the paper's six
@@ -127,11 +129,21 @@ class Study:
         """The rows of a table with a column `arm` that crowded figures draw."""
         return table[table["arm"].isin(self.shown or self.arms)]
 
+    @property
+    def views(self) -> dict[str, Choice]:
+        """Every view by name, as the first arm that sees it has it."""
+        own = {config.view.name: config.view for config in reversed(self.arms.values())}
+        return {name: own.get(name, Choice(entry)) for name, entry in AUGMENTATIONS.items()}
+
     def option(self, key: str) -> Any:
-        """The value of a setting in the first arm that has it, pruning where it acts. Raises ValueError where none has."""
-        configs = sorted(self.arms.values(), key=lambda config: not config.pruned)
+        """The value of a setting in the first arm that has it, else R2KD's own; of the pruning in one that prunes.
+
+        Raises ValueError for an unknown one.
+        """
+        usual = DistillConfig.of(self.first.model, teacher=self.teacher, method="r2kd", view="cutmixpick")
+        configs = [*sorted(self.arms.values(), key=lambda config: not config.pruned), usual]
         for config in configs:
-            if config.owner(key):
+            if (owner := config.owner(key)) and (owner != "pruning" or config.pruned):
                 return config[key]
         raise ValueError(unknown_setting(key, configs))
 
@@ -230,7 +242,6 @@ def ablation(of: Study) -> Study:
 
     With cutmixpick and the pruned teacher, where every switch has something to act on.
     """
-    profile, settings = of.made_of
     r2kd = {"method": "r2kd", "view": "cutmixpick", "fidelity": "released"}
     switched = {
         f"{switch.name}: {switch.intended}": r2kd | {switch.key: switch.intended}
@@ -238,8 +249,15 @@ def ablation(of: Study) -> Study:
         if switch.part != "recipe"  # what a run reports trains nothing
     }
     arms = {"cross-entropy": "ce", "released": r2kd} | switched | {"intended": r2kd | {"fidelity": "intended"}}
-    made = study(profile, **dict(PROFILES[profile].ablation) | settings | {"arms": arms})
-    return replace(made, name=of.name, said=f"{of.said}; R2KD with cutmixpick, pruned teacher")
+    profile, settings = of.made_of
+    made = variant(of, **dict(PROFILES[profile].ablation) | settings | {"arms": arms})
+    return replace(made, said=f"{of.said}; R2KD with cutmixpick, pruned teacher")
+
+
+def variant(of: Study, **settings) -> Study:
+    """A study with other settings, say arms or a student of your own, whose figures and records join those of the first."""
+    profile, given = of.made_of
+    return replace(study(profile, **dict(given) | settings), name=of.name)
 
 
 def pair_models(pair: str) -> tuple[str, str]:
@@ -430,6 +448,36 @@ def run_teacher(study: Study, images: ImageData) -> nn.Module:
     records.write(study.figures, [("teacher", run)])
     teacher = training.load_model(study.teacher, run, images.num_classes)
     return teacher.to(images.test.labels.device, memory_format=torch.channels_last)
+
+
+def teachers_table(study: Study, images: ImageData, teacher: nn.Module, count: int = 1024) -> pd.DataFrame:
+    """What the dense, the pruned and the mixed teacher say to `count` training images under each view, in batches of 64.
+
+    A row for each view and teacher: view, teacher, entropy (the mean, in nats), and top1, how often in percent it names the
+    label of the image (of the first one, where two are mixed).
+    """
+    pruned = pruning.prune_l1(teacher, study.option("pruning_rate"))
+    mixed = pruning.MixedTeacher(teacher, pruned, study.option("dense_weight"), study.option("pruned_batchnorm"))
+    shown = images.train.shuffled().subset(count)
+    context = {"mean": images.mean, "std": images.std, "policy": images.policy, "epoch": torch.tensor(1.0)}
+    rows = []
+    for name, view in study.views.items():
+        draws = generator(0, name)
+        answers, labels = {"dense": [], "pruned": [], "mixed": []}, []
+        for batch, target in shown.batches(torch.arange(len(shown)).split(64)):
+            if len(batch) > 1:  # BatchNorm needs neighbours
+                with torch.inference_mode():
+                    clean = images.normalize(batch)
+                    augmented, index = augment(view, clean, draws, teacher=teacher, target=target, **context)
+                    dense, sparse = teacher(augmented), pruned(augmented)
+                for kind, logits in (("dense", dense), ("pruned", sparse), ("mixed", mixed.mix(dense, sparse))):
+                    answers[kind].append(logits)
+                labels.append(target[index])
+        for kind, logits in answers.items():
+            said, named = torch.cat(logits), torch.cat(labels)
+            row = {"view": name, "teacher": kind, "entropy": float(evaluation.entropy(said).mean())}
+            rows.append(row | {"top1": evaluation.accuracy(said, named)})
+    return pd.DataFrame(rows)
 
 
 def run_students(study: Study, images: ImageData, weights: bool = True) -> list[Student]:

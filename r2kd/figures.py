@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 COLOURS = sns.color_palette("colorblind").as_hex()
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
 LINES = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))]
-METHOD_STYLE = {"cross-entropy": ("X", COLOURS[7]), "KD": ("s", COLOURS[1]), "R2KD": ("o", COLOURS[0])}
+METHODS = [("X", 7), ("s", 1), ("o", 0), ("^", 2), ("D", 4), ("v", 3), ("P", 5)]  # marker and colour, as they come
 STYLE = sns.axes_style("whitegrid") | {
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -107,8 +107,9 @@ def _lines(
 def _dots(axes: Axes, table: pd.DataFrame, value: str, xlabel: str) -> None:
     """One row an arm, first on top: the mean and its interval; filled where the pruned teacher takes part."""
     rows = np.arange(len(table))[::-1]
+    styles = dict(zip(dict.fromkeys(table["method"]), cycle(METHODS), strict=False))
     for row, (_, arm) in zip(rows, table.iterrows(), strict=True):
-        marker, colour = METHOD_STYLE[arm["method"]]
+        marker, colour = styles[arm["method"]][0], COLOURS[styles[arm["method"]][1]]
         half_width = arm["half_width"] if pd.notna(arm["half_width"]) else 0
         axes.errorbar(
             arm[value],
@@ -222,14 +223,16 @@ def students(table: pd.DataFrame) -> Figure:
 
 
 def pruning_gain(table: pd.DataFrame) -> Figure:
-    title = f"R2KD: what the pruned teacher adds ({_seeds(table)}, paired)"
+    methods = list(dict.fromkeys(table["method"]))
+    title = f"{' and '.join(methods)}: what the pruned teacher adds ({_seeds(table)}, paired)"
+    names = table["augmentation"] if table["augmentation"].is_unique else table["arm"].str.replace(", pruned", "")
     figure, (axes,) = _figure(table, title, size=(7, 3.6))
     places = np.arange(len(table))
     axes.errorbar(
         places, table["mean"], yerr=table["half_width"].fillna(0), fmt="o", color=COLOURS[0], capsize=4, markersize=7
     )
     axes.axhline(0, color="0.3", linewidth=1)
-    axes.set_xticks(places, table["augmentation"])
+    axes.set_xticks(places, names, rotation=0 if table["augmentation"].is_unique else 25)
     axes.set(xlabel="augmented view", ylabel="with minus without (points);\n95 % interval over seeds")
     return figure
 
@@ -263,9 +266,7 @@ def switch_effects(table: pd.DataFrame) -> Figure:
     title = f"What each switch changes against the released code ({_seeds(table)}, paired; 95 % intervals)"
     figure, axes = _figure(table, title, columns=2, size=(9, 4.2))
     labels = {"top1": "test accuracy (points)", "spearman": "rank correlation with the teacher"}
-    names = [
-        arm for arm in dict.fromkeys(table["arm"]) if arm != "cross-entropy"
-    ]  # far off: it would hide the switches
+    names = list(dict.fromkeys(table["arm"]))[1:]  # the first has no teacher and is far off: it would hide the switches
     for panel, (measure, label) in zip(axes, labels.items(), strict=True):
         rows = table[table["measure"] == measure].set_index("arm").reindex(names)
         _intervals(panel, names, rows["mean"], rows["half_width"], f"change in {label}")

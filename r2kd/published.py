@@ -20,12 +20,19 @@ import torch
 from torch import Tensor
 
 from . import data, evaluation, models
-from .augmentation import AUGMENTATIONS
 from .data import ImageData
-from .experiments import PAIRS
 from .progress import tqdm
 from .runs import write_atomically
 
+PAIRS = {  # teacher, student
+    "wrn402_wrn162": ("wrn_40_2", "wrn_16_2"),
+    "res56_res20": ("resnet56", "resnet20"),
+    "res32x4_res8x4": ("resnet32x4", "resnet8x4"),
+    "vgg13_vgg8": ("vgg13", "vgg8"),
+    "vgg13_mv2": ("vgg13", "MobileNetV2"),
+    "res32x4_shuv2": ("resnet32x4", "ShuffleV2"),
+}
+AUGMENTATIONS = ("mixup", "cutmix", "cutout", "autoaug", "cutmixpick")
 CLASSES = 200  # Tiny ImageNet
 STUDENTS_URL = "https://raw.githubusercontent.com/Seonghak35/R2KD/9adc6f9bf206f8269885708dfd53529484c9700b"
 TEACHERS_URL = "https://github.com/MingSun-Tse/Good-DA-in-KD/releases/download/v0.1/teachers_tinyimagenet.zip"
@@ -55,7 +62,6 @@ STUDENTS = tuple(
     Checkpoint(student, Path("best_results", augmentation, f"{pair}_student_best"), augmentation, pair)
     for pair, (_, student) in PAIRS.items()
     for augmentation in AUGMENTATIONS
-    if augmentation != "none"
 )
 TEACHERS = tuple(
     Checkpoint(model, TEACHERS_FOLDER / "models_tinyimagenet_v2" / f"{model}_vanilla" / "ckpt_epoch_240.pth")

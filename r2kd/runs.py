@@ -234,6 +234,11 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
     }
 
 
+def package() -> str:
+    """Which r2kd this process runs, as an executed notebook says it: version, commit, folder."""
+    return f"r2kd {__version__}, commit {commit()}, {Path(__file__).parent}"
+
+
 @cache  # asked for each run
 def commit() -> str:
     """The clone's commit, "+" behind it where tracked files were changed; "unknown" outside of a clone."""

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from . import evaluation, pruning, robustness
-from .augmentation import AUGMENTATIONS
+from .augmentation import AUGMENTATIONS, augment
 from .data import ImageData
 from .randomness import generator
 
@@ -20,8 +20,9 @@ SHOWN = 8
 def show_augmentations(images: ImageData, teacher: nn.Module, draw: int = 2, **switches: str) -> Figure:
     """Eight training images and each of their augmented views; `draw` seeds them, `switches` are draws and pick."""
     clean = images.normalize(images.train.images[: 2 * SHOWN])
-    rows = [(name, _view(name, clean, images, teacher, draw, **switches)) for name in AUGMENTATIONS]
-    return _gallery([("clean" if name == "none" else name, view) for name, view in rows], images)
+    drawn = [entry for entry in AUGMENTATIONS.values() if entry.drawn]
+    rows = [(entry.label, _view(entry.name, clean, images, teacher, draw, **switches)) for entry in drawn]
+    return _gallery([("clean", clean), *rows], images)
 
 
 def explore_augmentations(images: ImageData, teacher: nn.Module) -> ipywidgets.Widget | Figure:
@@ -82,14 +83,18 @@ def explore_pruning(images: ImageData, teacher: nn.Module) -> ipywidgets.Widget 
 def show_corruptions(images: ImageData, index: int = 0) -> Figure:
     """One test image under each corruption at each severity."""
     image = images.normalize(images.test.images[index : index + 1])
-    columns = 1 + max(map(len, robustness.SEVERITIES.values()))
-    figure = Figure(figsize=(1.3 * columns, 1.5 * len(robustness.SEVERITIES)), layout="constrained")
-    axes = figure.subplots(len(robustness.SEVERITIES), columns)
-    for row, (name, severities) in zip(axes, robustness.SEVERITIES.items(), strict=True):
-        for panel, severity in zip(row, (0, *severities), strict=True):
-            panel.imshow(_pixels(robustness.CORRUPTIONS[name](image, severity, generator(0, name))[0], images))
-            panel.set_axis_off()
-            panel.set_title(f"{name} {severity:g}" if severity else "clean", fontsize=8)
+    shown = robustness.CORRUPTIONS
+    columns = 1 + max(len(entry.severities) for entry in shown.values())
+    figure = Figure(figsize=(1.3 * columns, 1.5 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), columns, squeeze=False)
+    for panel in axes.flat:
+        panel.set_axis_off()
+    for row, name in zip(axes, shown, strict=True):
+        corruption = shown.choose(name)
+        for panel, severity in zip(row, (0, *corruption.entry.severities), strict=False):
+            corrupted = corruption(images=image, severity=severity, generator=generator(0, name))
+            panel.imshow(_pixels(corrupted[0], images))
+            panel.set_title(f"{corruption.label} {severity:g}" if severity else "clean", fontsize=8)
     return figure
 
 
@@ -106,9 +111,12 @@ def _explorer(show: Callable[..., Figure], **controls: ipywidgets.Widget) -> ipy
 def _view(
     name: str, clean: torch.Tensor, images: ImageData, teacher: nn.Module, draw: int, **switches: str
 ) -> torch.Tensor:
-    context = {"mean": images.mean, "std": images.std, "policy": images.policy} | switches
+    view = AUGMENTATIONS.choose(name)
+    view = view.with_options(**{switch: value for switch, value in switches.items() if switch in view})
+    context = {"mean": images.mean, "std": images.std, "policy": images.policy, "teacher": teacher}
+    context |= {"target": images.train.labels[: len(clean)], "epoch": torch.tensor(1.0)}
     with torch.inference_mode():
-        return AUGMENTATIONS[name](clean, generator(draw, name), teacher=teacher, **context)
+        return augment(view, clean, generator(draw, name), **context)[0]
 
 
 def _gallery(rows: list[tuple[str, torch.Tensor]], images: ImageData) -> Figure:

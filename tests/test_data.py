@@ -3,6 +3,7 @@ import io
 import os
 import pickle
 import re
+import shutil
 import socket
 import tarfile
 import zipfile
@@ -20,6 +21,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR100
 
 from r2kd import data
+from r2kd.image_files import ImageFiles
 from r2kd.randomness import generator
 
 PIXELS, DIGITS = load_digits(return_X_y=True)
@@ -92,6 +94,24 @@ def decoded(monkeypatch):
 
     monkeypatch.setattr(data, "_decode_images", decode_and_tell)
     return paths
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The paths that were hashed, in a list that a test may clear."""
+    paths, hash_files = [], data._hash_files
+    monkeypatch.setattr(data, "_hash_files", lambda some: paths.extend(some) or hash_files(some))
+    return paths
+
+
+@pytest.fixture
+def own_entries(monkeypatch):
+    """What a test enters as a data set is gone afterwards."""
+    monkeypatch.setattr(data.DATASETS, "_entries", dict(data.DATASETS._entries))
+
+
+def cached(folder, suffix):
+    return sorted((folder / ".r2kd-cache").glob(f"*{suffix}"))
 
 
 @pytest.fixture
@@ -184,6 +204,93 @@ def test_a_subset_of_all_or_more_is_the_split_itself(digits):
 
 def test_a_subset_of_a_split_that_is_not_there_is_none():
     assert data.load("digits", splits=("test",)).subset(10, 10).train is None
+
+
+@pytest.mark.parametrize("count", [0, -5])
+def test_a_subset_below_one_is_refused(count, digits):
+    with pytest.raises(ValueError, match=f"^a subset has at least 1 image, not {count}$"):
+        digits.train.subset(count)
+    with pytest.raises(ValueError, match=f"not {count}$"):
+        digits.subset(None, count)
+
+
+@pytest.mark.parametrize("size", [0, -16])
+def test_an_image_size_below_one_is_refused(size, folder):
+    for name in ("digits", folder):
+        with pytest.raises(ValueError, match=f"^image_size must be at least 1, not {size}$"):
+            data.load(name, image_size=size)
+
+
+def numbered(digits):
+    """The digits, each image its number."""
+    return replace(
+        digits,
+        train=data.Split(torch.arange(1000), digits.train.labels),
+        test=data.Split(torch.arange(797), digits.test.labels),
+    )
+
+
+def test_validation_images_are_taken_out_of_the_training_images(digits, untouched_global_generator):
+    split = numbered(digits).subset(None, 50, 200)
+    assert torch.equal(torch.cat([split.train.images, split.validation.images]).sort().values, torch.arange(1000))
+    assert len(split.validation) == 200 and torch.bincount(split.validation.labels).tolist() == [20] * 10
+    assert torch.equal(split.validation.labels, digits.train.labels[split.validation.images])
+    assert (split.validation.images.diff() > 0).all() and (split.train.images.diff() > 0).all()
+    assert len(split.test) == 50
+    assert not torch.equal(split.validation.images, numbered(digits).train.subset(200).images)
+
+
+@pytest.mark.parametrize("train_images", [1, 300, 799, 800, 1000])
+def test_the_validation_images_are_the_same_however_many_train(train_images, digits):
+    split, whole = (numbered(digits).subset(count, None, 200) for count in (train_images, None))
+    assert same(split.validation, whole.validation) and len(split.train) == min(train_images, 800)
+    assert not set(split.train.images.tolist()) & set(split.validation.images.tolist())
+
+
+def test_the_training_subset_with_validation_is_even_too(digits):
+    assert torch.bincount(digits.subset(300, None, 200).train.labels).tolist() == [30] * 10
+
+
+def test_without_validation_images_there_is_no_such_split_and_the_subset_is_as_ever(digits):
+    chosen = numbered(digits).subset(300, 50, 0)
+    assert chosen.validation is None and digits.validation is None
+    digest = hashlib.sha256(f"{chosen.train.images.tolist()} {chosen.test.images.tolist()}".encode()).hexdigest()
+    assert digest[:16] == "800258266e9f5b17"  # what was chosen before there was a validation split
+
+
+@pytest.mark.parametrize("count", [1000, 1001, -1])
+def test_validation_images_that_leave_none_to_train_on_are_refused(count, digits):
+    with pytest.raises(ValueError, match=f"^of 1000 training images, {count} cannot be kept for validation$"):
+        digits.subset(None, None, count)
+    assert len(digits.subset(None, None, 999).train) == 1
+
+
+def test_a_validation_split_stays_through_another_subset_and_a_move(digits):
+    split = digits.subset(None, None, 200)
+    assert same(split.subset(100, 10).validation, split.validation)
+    assert split.to("meta").validation.images.device.type == "meta"
+    assert data.load("digits", splits=("test",)).subset(None, 10, 200).validation is None
+
+
+def test_a_subset_says_of_how_many_images_it_is(digits):
+    assert digits.of_images is None
+    assert digits.subset(None, None).of_images == (1000, 797)
+    assert digits.subset(300, 50, 200).subset(10, 10).of_images == (1000, 797)
+    assert data.load("digits", splits=("test",)).subset(10, 10).of_images == (0, 797)
+
+
+def test_the_training_classes_come_before_a_subset_or_after_it(tiny):
+    kept = data.load(tiny).with_training_classes().subset(2, 2, 2)
+    assert kept.of_images == (6, 4) and kept.validation.labels.tolist() == [0, 1]
+    other = data.load(tiny).subset(2, 2, 2).with_training_classes()
+    assert same(other.validation, kept.validation) and same(other.train, kept.train)
+
+
+def test_a_streamed_validation_split_is_the_one_in_memory(folder):
+    memory, stream = (data.load(folder, stream=stream).subset(3, None, 3) for stream in (False, True))
+    assert isinstance(stream.validation.images, ImageFiles) and stream.validation.labels.tolist() == [0, 1, 2]
+    for one, other in ((memory.train, stream.train), (memory.validation, stream.validation)):
+        assert torch.equal(one.images, other.images[:]) and torch.equal(one.labels, other.labels)
 
 
 def test_shuffling_changes_the_order_alone(digits, untouched_global_generator):
@@ -357,6 +464,27 @@ def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path):
         data.load("imagenet", tmp_path)
 
 
+def test_each_entry_has_a_label_a_source_and_a_recipe():
+    assert [entry.label for entry in data.DATASETS.values()] == ["digits", "CIFAR-100", "Tiny ImageNet"]
+    assert all(entry.cite for entry in data.DATASETS.values())
+    assert data.recipe("digits") == {"image_size": 16, "train_images": 300, "epochs": 20}
+    assert data.recipe("cifar100") == {} and data.recipe("some/folder") == {}
+
+
+def test_a_data_set_of_ones_own_is_loaded_by_its_name(own_entries, folder, tmp_path, monkeypatch):
+    @data.dataset("My numbers", recipe={"epochs": 3})
+    def mine(root, splits, *, part="numbers"):
+        return data.load(root / part, image_size=8, splits=splits)
+
+    monkeypatch.setenv("R2KD_DATA", str(tmp_path))
+    loaded = data.load("mine", splits=("test",))
+    assert loaded.name == "mine" and loaded.train is None and loaded.image_size == 8
+    assert same(loaded.test, data.load(folder, image_size=8).test)
+    assert data.recipe("mine") == {"epochs": 3}
+    with pytest.raises(ValueError, match=r"'yours'.*tiny_imagenet, mine nor a folder"):
+        data.load("yours")
+
+
 def test_a_folder_without_splits_is_told_what_it_needs(tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"{re.escape(str(tmp_path))}.*train/<class>/.*test/<class>/"):
         data.load(tmp_path)
@@ -370,12 +498,118 @@ def test_the_fingerprint_is_of_the_files_and_the_size_whatever_is_read(folder):
     assert data.load(folder).fingerprint != fingerprint
 
 
-def test_the_second_load_decodes_nothing(folder, decoded):
-    first = data.load(folder)
-    assert len(decoded) == 15
+LAYOUTS = {"folder": (image_folder, "train/one/0.bmp"), "official": (official_folder, "train/n00000001/images/0.bmp")}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("put_back", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_image_replaced_by_one_of_its_name_and_size_is_noticed(layout, put_back, stream, tmp_path):
+    make, name = LAYOUTS[layout]
+    folder = make(tmp_path / "images")
+    replaced = save(folder / name, 0)
+    before, status = data.load(folder, stream=stream), replaced.stat()
+    row = [str(path) for path in sorted((folder / "train").rglob("*.*")) if path.suffix != ".txt"].index(str(replaced))
+    image = before.train.images[row]
+    assert torch.equal(image, read(replaced)[0])
+    save(replaced, 1)
+    assert replaced.stat().st_size == status.st_size
+    if put_back:
+        os.utime(replaced, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert replaced.stat().st_mtime_ns == status.st_mtime_ns
+    after = data.load(folder, stream=stream)
+    assert after.fingerprint != before.fingerprint
+    assert torch.equal(after.train.images[row], read(replaced)[0]) and not torch.equal(after.train.images[row], image)
+    assert data.load(folder, splits=("test",)).fingerprint == after.fingerprint
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_touched_image_is_hashed_and_not_decoded(layout, tmp_path, hashed, decoded):
+    folder = LAYOUTS[layout][0](tmp_path / "images")
+    before = data.load(folder)
+    hashed.clear(), decoded.clear()
+    next((folder / "train").rglob("*_0.JPEG" if layout == "official" else "0.png")).touch()
+    after = data.load(folder)
+    assert after.fingerprint == before.fingerprint and same(after.train, before.train)
+    assert decoded == [] and len(hashed) == len(before.train)
+    assert len(cached(folder, ".sha256")) == len(cached(folder, ".npy")) == 2
+    hashed.clear()
+    assert data.load(folder).fingerprint == before.fingerprint and hashed == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_copy_elsewhere_has_the_same_fingerprint(layout, tmp_path, decoded):
+    folder = LAYOUTS[layout][0](tmp_path / "images")
+    before = data.load(folder)
     decoded.clear()
+    copy = Path(shutil.copytree(folder, tmp_path / "elsewhere" / "copy"))
+    assert data.load(copy).fingerprint == before.fingerprint and decoded == []
+    shutil.rmtree(copy / ".r2kd-cache")
+    assert data.load(copy).fingerprint == before.fingerprint and decoded != []
+
+
+def test_images_that_changed_places_are_another_fingerprint(folder):
+    before = data.load(folder)
+    one, two = (folder / "train" / name / "0.png" for name in ("one", "two"))
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second), two.write_bytes(first)
+    after = data.load(folder)
+    assert after.fingerprint != before.fingerprint
+    assert torch.equal(after.train.images[[0, 3]], before.train.images[[3, 0]])
+
+
+def test_a_renamed_image_is_another_fingerprint(folder):
+    before = data.load(folder)
+    (folder / "train" / "one" / "0.png").rename(folder / "train" / "one" / "0a.png")
+    after = data.load(folder)
+    assert same(after.train, before.train) and after.fingerprint != before.fingerprint
+
+
+def test_a_streamed_folder_is_hashed_once(folder, hashed):
+    first = data.load(folder, stream=True)
+    assert len(hashed) == 15
+    hashed.clear()
+    assert data.load(folder, stream=True).fingerprint == first.fingerprint and hashed == []
+
+
+@pytest.mark.parametrize("left", [b"", bytes(64), b"half"])
+def test_a_digest_that_was_not_written_whole_is_made_again(left, folder):
+    first = data.load(folder)
+    for kept in cached(folder, ".sha256"):
+        kept.write_bytes(left)
+    assert data.load(folder).fingerprint == first.fingerprint
+    assert all(len(kept.read_bytes()) == 64 for kept in cached(folder, ".sha256"))
+
+
+def test_a_file_that_vanishes_while_it_is_hashed_is_named(folder, monkeypatch):
+    gone, hash_files = folder / "train" / "two" / "1.png", data._hash_files
+    monkeypatch.setattr(data, "_hash_files", lambda paths: gone.unlink(missing_ok=True) or hash_files(paths))
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(gone))} cannot be read: No such file or directory$"):
+        data.load(folder, splits=("train",))
+
+
+def test_a_file_that_cannot_be_read_is_named(tiny):
+    directory = tiny / "val" / "images" / "val_3.JPEG"
+    directory.unlink()
+    directory.mkdir()
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(directory))} cannot be read: Is a directory$"):
+        data.load(tiny, stream=True)
+
+
+def test_thousands_of_files_are_hashed_in_their_order(tmp_path):
+    paths = [tmp_path / str(i) for i in range(2345)]
+    for path in paths:
+        path.write_text(path.name)
+    expected = [hashlib.sha256(path.name.encode()).hexdigest() for path in paths]
+    assert data._hash_files([str(path) for path in paths]) == expected
+
+
+def test_the_second_load_decodes_and_hashes_nothing(folder, decoded, hashed):
+    first = data.load(folder)
+    assert len(decoded) == len(hashed) == 15
+    decoded.clear(), hashed.clear()
     again = data.load(folder)
-    assert decoded == []
+    assert decoded == hashed == []
     assert same(first.train, again.train) and same(first.test, again.test)
     assert first.fingerprint == again.fingerprint
 
@@ -389,18 +623,7 @@ def test_a_changed_image_is_decoded_again(folder, decoded):
     assert len(decoded) == 6 and str(changed) in decoded
     assert not torch.equal(again.test.images[0], first.test.images[0])
     assert torch.equal(again.test.images[0], read(changed)[0])
-    assert len(list((folder / ".r2kd-cache").iterdir())) == 2
-
-
-def test_a_changed_image_of_as_many_bytes_is_decoded_again(folder):
-    changed = save(folder / "test" / "one" / "0.bmp", 0)
-    before, size = data.load(folder), changed.stat().st_size
-    save(changed, 1)
-    os.utime(changed, ns=(1, 1))
-    assert changed.stat().st_size == size
-    after = data.load(folder)
-    assert torch.equal(after.test.images[0], read(changed)[0])
-    assert not torch.equal(after.test.images[0], before.test.images[0])
+    assert len(cached(folder, ".npy")) == 2 and len(list((folder / ".r2kd-cache").iterdir())) == 4
 
 
 def test_an_added_and_a_removed_image_are_noticed(folder):
@@ -413,7 +636,7 @@ def test_an_added_and_a_removed_image_are_noticed(folder):
 
 def test_reading_one_split_first_neither_loses_nor_changes_the_cache(folder, decoded):
     test = data.load(folder, splits=("test",))
-    kept = list((folder / ".r2kd-cache").iterdir())
+    kept = cached(folder, ".npy")
     assert len(kept) == 1 and len(decoded) == 6
     decoded.clear()
     both = data.load(folder)
@@ -448,16 +671,20 @@ def test_a_full_disk_costs_the_cache_alone(folder, monkeypatch, capsys):
         patch.setattr(data.np, "save", fill_the_disk)
         loaded = data.load(folder)
     assert "No space left on device" in capsys.readouterr().err
-    assert list((folder / ".r2kd-cache").iterdir()) == []
+    assert {path.suffix for path in (folder / ".r2kd-cache").iterdir()} == {".sha256"}
     again = data.load(folder)
     assert same(loaded.train, again.train) and same(loaded.test, again.test)
-    assert len(list((folder / ".r2kd-cache").iterdir())) == 2
+    assert len(cached(folder, ".npy")) == 2
 
 
 def test_a_place_that_cannot_hold_the_cache_costs_the_cache_alone(folder, capsys):
     (folder / ".r2kd-cache").write_text("a file where the folder should be")
-    assert torch.equal(data.load(folder).train.images[:3], read(*sorted((folder / "train" / "one").iterdir())))
-    assert "not kept" in capsys.readouterr().err
+    loaded = data.load(folder)
+    assert torch.equal(loaded.train.images[:3], read(*sorted((folder / "train" / "one").iterdir())))
+    told = capsys.readouterr().err
+    assert "digests are not kept" in told and "decoded images are not kept" in told
+    (folder / ".r2kd-cache").unlink()
+    assert data.load(folder).fingerprint == loaded.fingerprint
 
 
 def test_tiny_imagenet_has_all_classes_of_its_list(tiny):

@@ -5,9 +5,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import SHARED, fill
+from torch import nn
+from torchvision.models import WeightsEnum
 
 from r2kd import models
+from r2kd.digest import digest
 
 GOLDEN = SHARED / "golden" / "models.json"
 RELEASED = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
@@ -55,14 +59,202 @@ def test_an_unknown_name_lists_the_known():
         models.create("resnet21", 10)
 
 
-@pytest.mark.parametrize("wrapped", [True, False])
-def test_a_checkpoint_loads_bare_or_wrapped(tmp_path, wrapped):
+def test_each_model_is_an_entry_with_its_rate_its_source_and_a_digest_of_its_own():
+    entries = models.MODELS.values()
+    assert [entry.label for entry in entries] == list(models.NAMES) == [entry.name for entry in entries]
+    assert {entry.name for entry in entries if entry.learning_rate != 0.05} == {"MobileNetV2", "ShuffleV1", "ShuffleV2"}
+    assert {entry.learning_rate for entry in entries} == {0.05, 0.01}
+    assert all(entry.cite and not entry.options and entry.asks == ("num_classes",) for entry in entries)
+    assert len({digest(entry.function) for entry in entries}) == len(models.NAMES)
+
+
+@pytest.fixture
+def own_list(monkeypatch):
+    """What is entered here is gone afterwards."""
+    monkeypatch.setattr(models.MODELS, "_entries", dict(models.MODELS._entries))
+
+
+class Tiny(nn.Module):
+    def __init__(self, num_classes: int = 1000, width: int = 8) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, images):
+        return self.fc(self.layers(images))
+
+
+def test_a_users_model_is_a_decorated_function_with_options(own_list):
+    @models.model("tiny net")
+    def tiny(num_classes, *, width=8):
+        return Tiny(num_classes, width)
+
+    assert tuple(models.create("tiny:width=16", 10).fc.weight.shape) == (10, 16)
+    assert tuple(models.create("tiny", 7).fc.weight.shape) == (7, 8)
+    assert tiny.label == "tiny net" and tiny.learning_rate == 0.05
+    with pytest.raises(ValueError, match="already that of r2kd"):
+        models.model("mine", name="resnet8")(lambda num_classes: Tiny(num_classes))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [Tiny, lambda num_classes: Tiny(num_classes), lambda **settings: Tiny(**settings), models.MODELS.choose(Tiny)],
+)
+def test_a_class_a_lambda_and_a_choice_are_models_whatever_number_of_classes_they_would_have(given):
+    assert models.create(given, 7).fc.out_features == 7
+    assert "num_classes" not in models.MODELS.choose(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (nn.Linear(2, 2), "not a Linear already built"),
+        (lambda: Tiny(), "must take num_classes"),
+        (lambda classes: Tiny(classes), "asks for 'classes'"),
+        (lambda num_classes: 3, "must make a torch.nn.Module, not int"),
+    ],
+)
+def test_what_is_no_model_is_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        models.create(given, 7)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5", "squeezenet1_1"])
+def test_torchvisions_models_have_the_classes_that_are_asked_for(name):
+    entry = models.MODELS[f"torchvision:{name}"]
+    assert entry is models.MODELS[f"torchvision:{name}"] and f"torchvision:{name}" in models.MODELS
+    assert (entry.label, entry.learning_rate) == (f"torchvision {name}", 0.05) and entry.name not in models.NAMES
+    model = models.create(f"torchvision:{name}", 7)
+    assert isinstance(model, type(torchvision.models.get_model(name)))
+    models.check_answers(model, name, torch.zeros(2, 3, 64, 64), 7)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet81", "ResNet18", "googlenet", "inception_v3", "fcn_resnet50", "quantized_resnet18"]
+)
+def test_what_torchvision_lacks_or_answers_otherwise_is_refused(name):
+    assert f"torchvision:{name}" not in models.MODELS
+    with pytest.raises(ValueError, match=f"unknown model 'torchvision:{name}'; .*: [a-z]") as refused:
+        models.create(f"torchvision:{name}", 10)
+    assert "\n" not in str(refused.value)
+
+
+def test_unknown_weights_are_refused_before_anything_is_built():
+    with pytest.raises(ValueError, match="weights is IMAGENET1K_V1 or DEFAULT, not 'IMAGENET1K_V3'"):
+        models.MODELS.choose("torchvision:resnet18:weights=IMAGENET1K_V3")
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """(what a download gives, what was asked for): in place of torchvision's addresses."""
+    states, asked = {}, []
+
+    def get_state_dict(weights, *arguments, **options):
+        asked.append((type(weights).__name__, weights.name, options))
+        return states[type(weights).__name__]
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", get_state_dict)
+    return states, asked
+
+
+def test_torchvisions_weights_are_loaded_all_but_the_head(downloads):
+    states, asked = downloads
+    state = states["ResNet18_Weights"] = fill(torchvision.models.resnet18()).state_dict()
+    model = models.create("torchvision:resnet18:weights=DEFAULT", 10)
+    assert asked == [("ResNet18_Weights", "IMAGENET1K_V1", {"progress": True, "check_hash": True})]
+    differ = {name for name, value in model.state_dict().items() if not torch.equal(value, state[name])}
+    assert differ == {"fc.weight", "fc.bias"} and model.fc.out_features == 10
+    assert torch.equal(models.create("torchvision:resnet18:weights=DEFAULT", 1000).fc.bias, state["fc.bias"])
+
+
+def test_weights_of_another_image_size_or_out_of_reach_are_refused(downloads, monkeypatch):
+    states, _ = downloads
+    states["ViT_B_16_Weights"] = torchvision.models.vit_b_16(image_size=384).state_dict()
+    with pytest.raises(ValueError, match="SWAG_E2E_V1 of torchvision's vit_b_16 are those of another image size"):
+        models.create("torchvision:vit_b_16:weights=IMAGENET1K_SWAG_E2E_V1", 10)
+
+    def unreachable(*arguments, **options):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", unreachable)
+    with pytest.raises(OSError, match="weights DEFAULT of torchvision's resnet18 could not be had: no network"):
+        models.create("torchvision:resnet18:weights=DEFAULT", 10)
+
+
+def test_a_checkpoint_of_a_torchvision_model_needs_no_download(downloads, tmp_path):
+    model = models.create("torchvision:squeezenet1_1", 10)
+    torch.save(model.state_dict(), tmp_path / "checkpoint")
+    loaded = models.from_checkpoint("torchvision:squeezenet1_1:weights=DEFAULT", 10, tmp_path / "checkpoint")
+    assert torch.equal(loaded.classifier[1].bias, model.classifier[1].bias) and not downloads[1]
+
+
+def test_the_answers_are_checked_and_the_model_and_the_generator_stay_as_they_were():
+    class Restless(Tiny):
+        def __init__(self, num_classes):
+            super().__init__(num_classes)
+            self.norm = nn.BatchNorm2d(3)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, images):
+            self.seen += 1
+            return super().forward(nn.functional.dropout(self.norm(images.relu_())))
+
+    model, images = Restless(7), torch.randn(2, 3, 16, 16)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    before, drawn = images.clone(), torch.get_rng_state()
+    model.norm.eval()
+    assert models.check_answers(model, "restless", images, 7) is None
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), drawn) and torch.equal(images, before)
+    assert model.training and not model.norm.training and model.fc.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (lambda net, images: (images, images), r"the model mine \(Answers\) answers a tuple, not a tensor \(2, 7\)"),
+        (lambda net, images: images[:, :, 0, 0], r"\(Answers\) answers a tensor \(2, 3\), not a tensor \(2, 7\)"),
+        (lambda net, images: images.view(5), r"\(Answers\) fails on images of 16x20 pixels: shape '\[5\]' is invalid"),
+        (lambda net, images: {}[3], r"\(Answers\) fails on images of 16x20 pixels: 3"),
+        (lambda net, images: net.no_such_layer(images), "fails on images of 16x20 pixels: .*no_such_layer"),
+    ],
+)
+def test_other_answers_and_failures_are_said_in_one_line(forward, said):
+    class Answers(nn.Module):
+        def forward(self, images):
+            return forward(self, images)
+
+    model = Answers()
+    with pytest.raises(ValueError, match=said) as refused:
+        models.check_answers(model, "mine", torch.zeros(2, 3, 16, 20), 7)
+    assert "\n" not in str(refused.value) and model.training
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("key", [None, "model", "state_dict"])
+def test_a_checkpoint_loads_bare_or_wrapped(tmp_path, key, parallel):
     model, other = models.create("resnet8", 10), models.create("resnet8", 10)
-    state = model.state_dict()
-    torch.save({"model": state} if wrapped else state, tmp_path / "checkpoint")
+    state = nn.DataParallel(model).state_dict() if parallel else model.state_dict()
+    torch.save({key: state, "epoch": 3, "optimizer": {"lr": 0.1}} if key else state, tmp_path / "checkpoint")
     models.load_checkpoint(other, tmp_path / "checkpoint")
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in state.items())
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
     assert models.output_classes(models.read_checkpoint(tmp_path / "checkpoint")) == 10
+    loaded = models.from_checkpoint(models.MODELS.choose("resnet8"), 10, tmp_path / "checkpoint")
+    assert torch.equal(loaded.fc.bias, model.fc.bias) and not loaded.training
+
+
+def test_a_model_whose_one_layer_is_called_module_loads_its_own_checkpoint(tmp_path):
+    model, other = nn.DataParallel(Tiny(7)), nn.DataParallel(Tiny(7))
+    torch.save(model.state_dict(), tmp_path / "checkpoint")
+    models.load_checkpoint(other, tmp_path / "checkpoint")
+    assert torch.equal(other.module.fc.bias, model.module.fc.bias)
+
+
+def test_a_file_of_other_things_is_no_checkpoint(tmp_path):
+    torch.save({"weights": models.create("resnet8", 10).state_dict(), "epoch": 3}, tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="checkpoint holds no state_dict, neither bare nor under 'model'") as refused:
+        models.read_checkpoint(tmp_path / "checkpoint")
+    assert "\n" not in str(refused.value)
 
 
 def test_another_models_checkpoint_is_refused_by_name(tmp_path):

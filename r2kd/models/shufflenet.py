@@ -98,4 +98,5 @@ class ShuffleNet(nn.Module):
         return self.linear(torch.flatten(nn.functional.adaptive_avg_pool2d(features, 1), 1))
 
 
-MODELS = {"ShuffleV1": (ShuffleNet, {"version": 1}), "ShuffleV2": (ShuffleNet, {"version": 2})}
+V1 = {"ShuffleV1": (ShuffleNet, {"version": 1})}
+V2 = {"ShuffleV2": (ShuffleNet, {"version": 2})}
