@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import report
 from benchmarks.loops import BATCH, students_and_teachers
-from benchmarks.step import CASES, CLASSES, benchmark_images
+from benchmarks.step import CASES, benchmark_images
 from r2kd.batch import epoch_batches
 from r2kd.experiments import PAIRS
 from r2kd.progress import tqdm
@@ -21,13 +21,13 @@ from r2kd.training import resolve_device
 PATHS = {"plain": True, "fast": False, "fast, from the plain weights": False, "plain, another number of threads": True}
 
 
-def losses(pair: str, pixels: int, steps: int, device: torch.device, **config) -> pd.DataFrame:
+def losses(pair: str, pixels: int, steps: int, device: torch.device, **settings) -> pd.DataFrame:
     """A row a step: the loss on each path."""
     images, threads = benchmark_images(pixels).to(device), torch.get_num_threads()
     arms, teachers, batches = {}, {}, {}
     for path, plain in PATHS.items():
         (arms[path],), teachers[path] = students_and_teachers(
-            PAIRS[pair], CLASSES, "running", device, plain=plain, **config
+            PAIRS[pair], images, "running", device, plain=plain, **settings
         )
     rows = []
     bar = tqdm(total=steps, desc=f"{pair}, steps of {len(PATHS)} paths")
@@ -35,7 +35,7 @@ def losses(pair: str, pixels: int, steps: int, device: torch.device, **config) -
         if step % (len(images.train) // BATCH) == 0:
             for path, arm in arms.items():
                 recipe = {"seed": 0, "epoch": step, "batch_size": BATCH, "plain": PATHS[path]}
-                batches[path] = epoch_batches(images, set(arm.views.values()), teachers[path], **recipe)
+                batches[path] = epoch_batches(images, set(arm.config.views.values()), teachers[path], **recipe)
         row = {"pair": pair, "step": step + 1}
         arms["fast, from the plain weights"].model.load_state_dict(arms["plain"].model.state_dict())
         for path in reversed(PATHS):  # the plain path last: the others start from where it stands

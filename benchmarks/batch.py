@@ -16,7 +16,9 @@ from benchmarks import report
 from benchmarks.loops import BATCH
 from benchmarks.step import CASES, CLASSES, benchmark_images
 from r2kd.augmentation import AUGMENTATIONS
-from r2kd.batch import View, epoch_batches
+from r2kd.batch import epoch_batches
+from r2kd.config import CLEAN
+from r2kd.entries import Choice
 from r2kd.progress import tqdm
 from r2kd.training import resolve_device
 
@@ -26,7 +28,7 @@ UNDECIDED = SimpleNamespace(
 )
 
 
-def milliseconds(pixels: int, view: View, device: torch.device, count: int = 45) -> list[float]:
+def milliseconds(pixels: int, view: Choice, device: torch.device, count: int = 45) -> list[float]:
     """Of each of `count` batches, after three that are not counted."""
     images = benchmark_images(pixels).to(device)
     taken = []
@@ -45,13 +47,15 @@ def main() -> None:
     top.add_argument("--device", default="auto", help="auto, cpu, cuda [auto]")
     device = resolve_device(top.parse_args().device)
     step = report.read("step").set_index(["pair", "loop", "students", "pruned_batchnorm"])["step_ms"]
-    views = [View(name, draws) for name in AUGMENTATIONS for draws in ("batch", "sample")]
-    views = [view for view in views if view.augmentation != "none"] + [View("cutmixpick", "sample", "after")]
+    drawn = [AUGMENTATIONS.choose(name) for name, entry in AUGMENTATIONS.items() if entry.drawn]
+    views = [view.with_options(draws=draws) for view in drawn for draws in ("batch", "sample")]
+    views.append(AUGMENTATIONS.choose("cutmixpick:draws=sample,pick=after"))
     rows = []
-    for pair, view in tqdm([(pair, view) for pair in CASES for view in [View(), *views]], desc="views"):
+    for pair, view in tqdm([(pair, view) for pair in CASES for view in [CLEAN, *views]], desc="views"):
         median = statistics.median(milliseconds(CASES[pair], view, device))
         share = 100 * median / step[(pair, "ours", 1, "running")]
-        rows.append({"pixels": CASES[pair], **view._asdict(), "ms": median, "step_percent": share})
+        options = {"draws": "batch", "pick": "before"} | view.options
+        rows.append({"pixels": CASES[pair], "augmentation": view.name, **options, "ms": median, "step_percent": share})
     table = pd.DataFrame(rows)
     print(table.round(2).to_string(index=False))
     report.save({"batch": table}, device)

@@ -30,10 +30,10 @@ CASES = (
 def seconds_per_step(study: experiments.Study, images: ImageData) -> tuple[float, float]:
     """(teacher, all students together): seconds of a step of 64 images in training, its bookkeeping left out."""
     with tempfile.TemporaryDirectory() as folder:
-        few = {"dataset": "digits", "train_images": 64 * STEPS, "test_images": 64, "epochs": 1, "image_size": None}
-        teacher = dataclasses.replace(study.teacher, **few, runs_root=folder)
+        few = {"dataset": "digits", "train_images": 64 * STEPS, "test_images": 256, "epochs": 1, "image_size": None}
+        teacher = study.teacher.with_settings(few | {"runs_root": folder})
         students = [
-            dataclasses.replace(student, **few, runs_root=folder, teacher=student.teacher and teacher)
+            dataclasses.replace(student.with_settings(few | {"runs_root": folder}), teacher=teacher)
             for student in study.students(0)
         ]
         alone = training.train_teacher(teacher, images, progress=False)
@@ -53,12 +53,12 @@ def seconds_per_test(model: str, images: ImageData) -> float:
 def main() -> None:
     rows = []
     for profile, pair, dataset, pixels, train_images, test_images in tqdm(CASES, desc="studies"):
-        study = experiments.study(profile, dataset, pair)
+        study = experiments.study(profile, dataset=dataset, pair=pair)
         images = data.load("digits", image_size=pixels).subset(64 * STEPS, 256).to(training.resolve_device("auto"))
         teacher_step, students_step = seconds_per_step(study, images)
         teacher_test, student_test = (seconds_per_test(name, images) for name in experiments.pair_models(pair))
-        epochs = study.teacher.epochs
-        steps = epochs * (min(study.teacher.train_images or train_images, train_images) / 64)
+        epochs = study.teacher.recipe.epochs
+        steps = epochs * (min(study.teacher.data.train_images or train_images, train_images) / 64)
         tests = epochs * test_images
         arms = len(study.students(0))
         teacher = steps * teacher_step + tests * teacher_test

@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from r2kd import acceleration, augmentation, evaluation, losses, models, pruning, runs
+from r2kd.arm import Arm
 from r2kd.batch import Teachers, epoch_batches
+from r2kd.config import DistillConfig, TeacherConfig
 from r2kd.data import ImageData, Split
 from r2kd.randomness import generator, seeded
-from r2kd.training import Arm, DistillConfig, TeacherConfig
 
 BATCH = 64
 
@@ -86,14 +87,20 @@ def plain_loop(pair: tuple[str, str], images: ImageData, mode: str, device: torc
 
 
 def students_and_teachers(
-    pair: tuple[str, str], classes: int, mode: str, device: torch.device, count: int = 1, plain: bool = False, **config
+    pair: tuple[str, str],
+    images: ImageData,
+    mode: str,
+    device: torch.device,
+    count: int = 1,
+    plain: bool = False,
+    **settings,
 ) -> tuple[list[Arm], Teachers]:
     """`count` students of one teacher, untrained, at temperatures 4, 5, ...; `plain` is training's own switch back."""
     teacher, student = pair
-    config |= {"model": student, "teacher": TeacherConfig(model=teacher), "augmentation": "cutmix", "plain": plain}
-    configs = [DistillConfig(temperature=4.0 + i, pruned_batchnorm=mode, **config) for i in range(count)]
-    dense = _model(teacher, classes).eval().requires_grad_(False).to(device)
-    return [Arm.new(config, _NOWHERE, classes, device) for config in configs], Teachers(dense, plain)
+    settings |= {"teacher": TeacherConfig.of(teacher), "view": "cutmix", "plain": plain, "pruned_batchnorm": mode}
+    configs = [DistillConfig.of(student, temperature=4.0 + i, **settings) for i in range(count)]
+    dense = _model(teacher, images.num_classes).eval().requires_grad_(False).to(device)
+    return [Arm.new(config, _NOWHERE, images, device) for config in configs], Teachers(dense, plain)
 
 
 def our_loop(
@@ -102,8 +109,8 @@ def our_loop(
     """Steps of `count` students."""
     if device.type == "cpu":
         acceleration.keep_freed_memory()
-    students, teachers = students_and_teachers(pair, images.num_classes, mode, device, count)
-    images, views = images.to(device), set(students[0].views.values())
+    students, teachers = students_and_teachers(pair, images, mode, device, count)
+    images, views = images.to(device), set(students[0].config.views.values())
     for epoch in itertools.count():
         batches = epoch_batches(images, views, teachers, seed=0, epoch=epoch, batch_size=BATCH)
         for _ in range(len(images.train) // BATCH):

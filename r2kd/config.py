@@ -248,8 +248,12 @@ Config = TeacherConfig | DistillConfig
 
 def unknown_setting(key: str, configs: list[Config], beside: tuple[str, ...] = ()) -> str:
     """What to say of a setting that none of the configurations, nor `beside`, knows."""
+    part = key.rpartition(".")[0]
+    of = [known for config in configs for name, known in config.parts.items() if part in ("", name)]
+    if of and part:
+        return f"unknown setting {key!r}; the {part} has {', '.join(dict.fromkeys(name for p in of for name in p.settings))}"
     known = dict.fromkeys(
-        [*beside, *(option for config in configs for part in config.parts.values() for option in part.settings)]
+        [*beside, *(name for config in configs for p in config.parts.values() for name in p.settings)]
     )
     return f"unknown setting {key!r}; known: {', '.join(known)}; before each its part, or teacher."
 

@@ -80,18 +80,19 @@ def _compound(value: Any, seen: dict) -> str:
 
 
 def _object(value: Any, seen: dict) -> str:
-    """Any other object: what it wraps, else its class and its attributes, else what pickle would take of it."""
+    """Any other object: what it wraps, else what pickle would take of it."""
     if hasattr(value, "__wrapped__"):
         return f"{_name(type(value))}{_describe(value.__wrapped__, seen)}"
-    if hasattr(value, "__dict__"):
-        return f"{_describe(type(value), seen)}{_describe(vars(value), seen)}"
     try:
         taken = value.__reduce_ex__(4)
     except TypeError:
         raise ValueError(
             f"a {type(value).__name__} is used, whose value cannot be told from another's: hand it over as an option"
         ) from None
-    return taken if isinstance(taken, str) else _describe(tuple(part for part in taken if part is not None), seen)
+    if isinstance(taken, str):
+        return taken
+    state, items = taken[:3], [list(part) for part in taken[3:5] if part is not None]
+    return _describe((*state, *items), seen)
 
 
 def _array(values: np.ndarray, dtype: Any, shape: Any) -> str:
@@ -143,7 +144,9 @@ def _function(function: types.FunctionType, seen: dict) -> str:
             value = known[first]
             while isinstance(value, types.ModuleType) and rest and _own(value):
                 value = getattr(value, rest.pop(0), None)
-            reached[chain] = value  # a library's module stands for all of it: its name, and what is read of it, are in the chain
+            reached[chain] = (
+                value  # a library's module stands for all of it: its name, and what is read of it, are in the chain
+            )
     parts = (function.__defaults__, function.__kwdefaults__, closure, reached)
     return f"function({syntax}){_describe(parts, seen)}"
 

@@ -364,7 +364,8 @@ def _labels(given: list[str | None], configs: list[DistillConfig]) -> list[str]:
 def _label(config: DistillConfig, among: list[DistillConfig]) -> str:
     words = config.method.label + (f" {config.view.label}" if config.view.entry.drawn else "")
     words += ", pruned" if config.pruned else ""
-    for name, part in config.parts.items():
+    for name in ("method", "view", "pruning", "model", "data", "recipe", "machine"):
+        part = config.parts[name]
         # of one entry's options those that differ among its arms; of the pruning, those among the arms that prune
         alike = [other.parts[name] for other in among if name != "pruning" or other.pruned]
         if isinstance(part, Choice):
@@ -375,11 +376,8 @@ def _label(config: DistillConfig, among: list[DistillConfig]) -> str:
             continue
         for option, value in part.options.items():
             if len({other.options[option] for other in alike}) > 1:
-                words += (
-                    f", {option.replace('_', ' ')} {value:g}"
-                    if isinstance(value, float)
-                    else f", {option.replace('_', ' ')} {value}"
-                )
+                shown = f"{value:g}" if isinstance(value, float) else value
+                words += f", {option.replace('_', ' ')} {shown}"
     return words
 
 

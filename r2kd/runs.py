@@ -74,7 +74,11 @@ class Run:
         if self.record is not None:
             return dict(self.record)
         state = "finished" if self.finished else f"unfinished, {len(self.metrics) if self._begun else 0} epochs"
-        settings = {name: _cell(value) for name, value in self.config.items() if name not in (*_PLACES, "acts")}
+        settings = {
+            name: _cell(value)
+            for name, value in self.config.items()
+            if name.rpartition(".")[2] not in (*_PLACES, "acts")
+        }
         row = {"address": self.address, "state": state} | settings
         if self.finished:
             row |= self.result | {
@@ -124,7 +128,7 @@ class Run:
 
 
 RESULTS = ("last_top1", "best_top1", "best_epoch", "chosen_top1", "chosen_epoch", "validation_top1")
-RESULTS += ("last_top5", "last_loss", "epochs", "seconds")
+RESULTS += ("last_top5", "last_loss", "seconds")
 MACHINE = ("device", "precision", "threads", "platform", "torch", "started", "commit")
 _PLACES = ("device", "data_root", "runs_root")
 
@@ -159,7 +163,7 @@ def brief(table: pd.DataFrame) -> pd.DataFrame:
     """Of such a table the addresses, states, main results, and those settings in which the runs differ."""
     told = ["last_top1", "best_top1", "seconds", "device", "precision", "commit"]
     settings = [name for name in table if name not in ("address", "state", "curve", *RESULTS, *MACHINE)]
-    differing = [name for name in settings if table[name].nunique(dropna=False) > 1]
+    differing = [name for name in settings if table[name].nunique() > 1]
     shown = [name for name in ("address", "state", *differing, *told) if name in table]
     return table[shown].astype(object).where(table[shown].notna(), "")
 

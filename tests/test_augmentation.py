@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from r2kd import data
-from r2kd.augmentation import AUGMENTATIONS, _boxes
+from r2kd.augmentation import AUGMENTATIONS, _boxes, augment
 from r2kd.randomness import generator
 
 
@@ -18,8 +18,10 @@ def teacher(images):
 
 def views(name, digits, count=64, seed=0, teacher=teacher, **switches):
     images = digits.normalize(digits.train.images[:count])
-    context = {"mean": digits.mean, "std": digits.std, "policy": digits.policy, "teacher": teacher} | switches
-    return images, AUGMENTATIONS[name](images, generator(seed, name), **context)
+    view = AUGMENTATIONS.choose(name)
+    view = view.with_options(**{switch: value for switch, value in switches.items() if switch in view})
+    context = {"mean": digits.mean, "std": digits.std, "policy": digits.policy, "teacher": teacher}
+    return images, augment(view, images, generator(seed, name), **context)[0]
 
 
 def entropy(images):
@@ -155,13 +157,13 @@ def test_cutmixpick_of_its_authors_keeps_the_half_of_two_mixes_most_uncertain_on
 
 
 def test_cutmixpick_refuses_another_pick(digits):
-    with pytest.raises(ValueError, match="'before' or 'after'"):
+    with pytest.raises(ValueError, match="pick is before or after, not 'never'"):
         views("cutmixpick", digits, pick="never")
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix", "cutout", "autoaug", "cutmixpick"])
 def test_draws_are_one_for_the_batch_or_one_for_each_image(name, digits):
-    with pytest.raises(ValueError, match="'batch' or one for each 'sample'"):
+    with pytest.raises(ValueError, match="draws is batch or sample, not 'pixel'"):
         views(name, digits, draws="pixel")
 
 

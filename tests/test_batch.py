@@ -2,13 +2,15 @@ import pytest
 import torch
 
 from r2kd import batch, data, models, pruning
-from r2kd.batch import CLEAN, Batch, Teachers, View, epoch_batches
-from r2kd.config import DistillConfig, TeacherConfig
+from r2kd.augmentation import AUGMENTATIONS
+from r2kd.batch import Batch, Teachers, epoch_batches
+from r2kd.config import CLEAN, DistillConfig, TeacherConfig
 
-TAUGHT = {"model": "resnet8", "teacher": TeacherConfig(model="resnet8")}
-RUNNING = DistillConfig(**TAUGHT, pruned_batchnorm="running")
-BATCH = DistillConfig(**TAUGHT)
-DENSE = DistillConfig(**TAUGHT, pruning_rate=0.0)
+TAUGHT = {"model": "resnet8", "teacher": TeacherConfig.of("resnet8")}
+RUNNING = DistillConfig.of(**TAUGHT, pruned_batchnorm="running")
+BATCH = DistillConfig.of(**TAUGHT)
+DENSE = DistillConfig.of(**TAUGHT, pruning_rate=0.0)
+MIXUP, CUTMIX, CUTMIXPICK = (AUGMENTATIONS.choose(name) for name in ("mixup", "cutmix", "cutmixpick"))
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def digits():
 
 def views(count=4):
     drawn = torch.Generator().manual_seed(0)
-    return {view: torch.randn(count, 3, 16, 16, generator=drawn) for view in (CLEAN, View("cutmix"))}
+    return {view: torch.randn(count, 3, 16, 16, generator=drawn) for view in (CLEAN, CUTMIX)}
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -31,10 +33,10 @@ def views(count=4):
 def test_the_teachers_answer_as_the_mixture_does_to_each_view_alone(config, plain, dense):
     given = views()
     shared = Batch(given, torch.zeros(4), Teachers(dense, plain))
-    mixed = pruning.MixedTeacher(dense, pruning.prune_l1(dense, 0.1), 0.7, config.switch("pruned_batchnorm"))
+    mixed = pruning.MixedTeacher(dense, pruning.prune_l1(dense, 0.1), 0.7, config["pruned_batchnorm"])
     for view, images in given.items():
         logits = shared.teacher_logits(view, config)
-        expected = mixed(images) if config.pruning_rate else dense(images)
+        expected = mixed(images) if config.pruned else dense(images)
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
         assert not logits.is_inference() and not logits.requires_grad
 
@@ -54,14 +56,14 @@ def test_each_answer_is_computed_once_for_all_arms(dense, monkeypatch):
 
 
 def test_a_view_draws_the_same_whatever_other_views_there_are(digits, dense):
-    wanted = View("mixup")
+    wanted = MIXUP
     recipe = {"seed": 0, "epoch": 2, "batch_size": 64}
     alone = epoch_batches(digits, {wanted}, None, **recipe)
-    among = epoch_batches(digits, {CLEAN, View("cutmix"), wanted, View("cutmixpick")}, Teachers(dense), **recipe)
+    among = epoch_batches(digits, {CLEAN, CUTMIX, wanted, CUTMIXPICK}, Teachers(dense), **recipe)
     for first, second in zip(alone, among, strict=True):
         assert torch.equal(first.target, second.target)
         assert all(torch.equal(first.images[view], second.images[view]) for view in (CLEAN, wanted))
-    assert set(second.images) == {CLEAN, View("cutmix"), wanted, View("cutmixpick")}
+    assert set(second.images) == {CLEAN, CUTMIX, wanted, CUTMIXPICK}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 
-from r2kd import experiments, fidelity
-from r2kd.augmentation import AUGMENTATIONS
+from r2kd import data, experiments, fidelity, stats
+from r2kd.experiments import study
 
 
 def test_the_pairs_are_the_papers():
@@ -17,62 +17,86 @@ def test_the_pairs_are_the_papers():
 
 
 def test_the_paper_profile_is_the_released_recipe():
-    study = experiments.study("paper", pair="vgg13_mv2")
-    teacher, students = study.teacher, study.students(0)
-    assert (teacher.epochs, teacher.batch_size, teacher.learning_rate) == (240, 64, 0.05)
-    assert (teacher.momentum, teacher.weight_decay, teacher.train_images) == (0.9, 5e-4, None)
+    paper = study("paper", pair="vgg13_mv2")
+    teacher, students = paper.teacher, paper.students(0)
+    assert (teacher["epochs"], teacher["batch_size"], teacher.learning_rate) == (240, 64, 0.05)
+    assert (teacher["momentum"], teacher["weight_decay"], teacher["train_images"]) == (0.9, 5e-4, None)
     assert {student.learning_rate for student in students} == {0.01}
-    r2kd = [student for student in students if student.method == "r2kd"]
-    assert {(s.temperature, s.value_weight, s.rank_weight, s.dense_weight) for s in r2kd} == {(4.0, 2.0, 2.0, 0.7)}
-    assert {(s.switch("pruned_batchnorm"), s.pruning_rate) for s in r2kd} == {("batch", 0.0), ("batch", 0.1)}
+    r2kd = [student for student in students if student.method.name == "r2kd"]
+    named = ("temperature", "value_weight", "rank_weight", "dense_weight", "pruned_batchnorm")
+    assert {tuple(s[name] for name in named) for s in r2kd} == {(4.0, 2.0, 2.0, 0.7, "batch")}
+    assert {s["pruning_rate"] for s in r2kd} == {0.0, 0.1}
 
 
 @pytest.mark.parametrize("profile", experiments.PROFILES)
 def test_a_study_has_each_method_each_augmentation_with_and_without_pruning(profile):
-    study = experiments.study(profile)
-    arms = [experiments.arm(student) for student in study.students(0)]
-    assert len({arm["arm"] for arm in arms}) == len(arms)
-    assert {arm["method"] for arm in arms} == {"cross-entropy", "KD", "R2KD"}
-    r2kd = {(arm["augmentation"], arm["pruned"]) for arm in arms if arm["method"] == "R2KD"}
-    assert r2kd == {(augmentation, pruned) for augmentation in AUGMENTATIONS for pruned in (False, True)}
-    assert len(study.seeds) >= (2 if profile == "smoke" else 3)
+    made = study(profile)
+    assert {config.method.label for config in made.arms.values()} == {"cross-entropy", "KD", "R2KD"}
+    r2kd = {(config.view.name, config.pruned) for config in made.arms.values() if config.method.name == "r2kd"}
+    assert r2kd == {(view, pruned) for view in experiments.VIEWS for pruned in (False, True)}
+    assert len(made.seeds) >= (2 if profile == "smoke" else 3)
+    assert set(made.shown) < set(made.arms) and len(made.shown) == 5
+
+
+def test_of_a_data_sets_recipe_and_a_profiles_scale_the_smaller_acts():
+    sizes = {name: study(name, dataset="digits").first for name in experiments.PROFILES}
+    assert {name: (c["train_images"], c["epochs"]) for name, c in sizes.items()} == {
+        "smoke": (128, 1),
+        "quick": (300, 20),
+        "small": (300, 20),
+        "paper": (300, 20),
+    }
+    assert study("paper").first["epochs"] == 240 and study("small").first["train_images"] == 10_000
 
 
 def test_intervals_are_students_t_over_seeds():
     table = pd.DataFrame({"arm": ["a"] * 3 + ["b"], "top1": [90.0, 92, 94, 80]})
-    summary = experiments.mean_interval(table, ["arm"], "top1").set_index("arm")
+    summary = stats.mean_interval(table, ["arm"], "top1").set_index("arm")
     assert summary.loc["a", ["mean", "n"]].tolist() == [92, 3]
     assert summary.loc["a", "half_width"] == pytest.approx(4.302653 * 2 / 3**0.5, rel=1e-6)
     assert summary.loc["b", "n"] == 1 and pd.isna(summary.loc["b", "half_width"])
 
 
 def test_differences_are_paired_by_seed():
-    rows = [("mixup", pruned, seed, 90 + 10 * seed + pruned) for pruned in (False, True) for seed in (0, 1, 2)]
-    table = pd.DataFrame(rows, columns=["augmentation", "pruned", "seed", "last_top1"])
-    (row,) = experiments.paired_difference(table, "pruned", "last_top1", ["augmentation"]).to_dict("records")
-    assert row == {"augmentation": "mixup", "mean": 1, "n": 3, "half_width": 0}
+    rows = [(arm, seed, 90 + 10 * seed + (arm == "b")) for arm in "ab" for seed in (0, 1, 2)]
+    table = pd.DataFrame([*rows, ("b", 3, 0)], columns=["arm", "seed", "last_top1"])
+    (row,) = stats.paired_difference(table, "b", "a", "last_top1").to_dict("records")
+    assert row == {"mean": 1, "n": 3, "half_width": 0}
+
+
+def test_the_pruned_teachers_gain_is_of_arms_that_differ_in_nothing_else():
+    made = study(arms="r2kd; r2kd pruning_rate=0; r2kd:temperature=2; kd; kd mixup")
+    rows = [(arm, seed, i + seed) for i, arm in enumerate(made.arms) for seed in (0, 1)]
+    results = pd.DataFrame(rows, columns=["arm", "seed", "last_top1"])
+    (row,) = experiments.pruning_gain(made, results).to_dict("records")
+    assert (row["method"], row["augmentation"], row["mean"], row["n"]) == ("R2KD", "none", -1, 2)
+    assert row["arm"] == "R2KD, pruned, temperature 4"
+    assert experiments.pruning_gain(study(arms="ce; kd"), results).empty
 
 
 def test_the_ablation_turns_each_switch_alone_and_all_of_them():
-    arms = experiments.study("small").ablation(1)
-    turned = {name: config for name, config in arms.items() if config.method == "r2kd"}
-    assert list(arms) == ["cross-entropy", "released", *list(turned)[1:-1], "intended"]
+    small = study("small", temperature=3)
+    made = experiments.ablation(small)
+    assert made.figures == small.figures and made.first["epochs"] == 8 and made.teacher["epochs"] == 30
+    turned = {name: config for name, config in made.arms.items() if config.method.name == "r2kd"}
+    assert list(made.arms) == ["cross-entropy", "released", *list(turned)[1:-1], "intended"]
     for name, config in turned.items():
-        assert (config.augmentation, config.pruning_rate, config.seed) == ("cutmixpick", 0.1, 1)
-        away = [s.name for s in fidelity.SWITCHES if config.switch(s.name) != s.released]
+        assert (config.view.name, config["pruning_rate"], config["temperature"]) == ("cutmixpick", 0.1, 3)
+        away = [s.name for s in fidelity.SWITCHES if config[s.key] != s.released]
         expected = {"released": [], "intended": list(fidelity.NAMES)}.get(name, [name.split(":")[0]])
         assert away == expected
     assert {name.split(":")[0] for name in turned} == {"released", "intended", *fidelity.NAMES} - {"reported"}
 
 
 def test_a_study_as_intended_has_the_same_arms_and_figures_of_its_own():
-    released, intended = (experiments.study("smoke", fidelity=name) for name in fidelity.PRESETS)
-    assert [experiments.arm(c) for c in released.students(0)] == [experiments.arm(c) for c in intended.students(0)]
-    taught = [config for config in intended.students(0) if config.method != "ce"]
-    assert all(config.switch(s.name) == s.intended for config in taught for s in fidelity.SWITCHES)
-    assert intended.figures.name == f"{released.figures.name}-intended" and intended.teacher == released.teacher
-    with pytest.raises(ValueError, match="unknown fidelity 'hearsay'"):
-        experiments.study("smoke", fidelity="hearsay")
+    released, intended = (study("smoke", fidelity=name) for name in fidelity.PRESETS)
+    assert list(released.arms) == list(intended.arms)
+    for config in intended.arms.values():
+        assert all(config[s.key] == s.intended for s in fidelity.SWITCHES if config.owner(s.key))
+    assert intended.figures.name == f"{released.figures.name}-fidelity=intended"
+    assert intended.teacher == released.teacher and intended.said == "; set: fidelity intended"
+    with pytest.raises(ValueError, match="fidelity is released or intended, not 'hearsay'"):
+        study("smoke", fidelity="hearsay")
 
 
 def test_what_a_switch_does_is_paired_with_the_released_run_of_its_seed():
@@ -84,16 +108,114 @@ def test_what_a_switch_does_is_paired_with_the_released_run_of_its_seed():
         ("intended", seed, top1 + added, 0) for (_, seed, top1, _), added in zip(rows[:3], (-9, 9, 1), strict=True)
     ]
     table = pd.DataFrame(rows, columns=["arm", "seed", "top1", "best_top1"])
-    effects = experiments.switch_effects(table, "top1").set_index("arm")
+    effects = stats.switch_effects(table, "top1").set_index("arm")
     assert list(effects.index) == ["rank: soft", "reported: last", "intended"]
     assert effects["mean"].round(6).tolist() == [2, -2, pytest.approx(1 / 3)]
     assert effects["verdict"].tolist() == ["helps", *["no difference we can see at this scale"] * 2]
-    assert experiments.verdict(-1, 0.5) == "hurts" and experiments.verdict(1, float("nan")) == "one seed, no interval"
-    assert "spearman" not in experiments.switch_effects(table.assign(spearman=table["top1"]), "spearman").columns
+    assert stats.verdict(-1, 0.5) == "hurts" and stats.verdict(1, float("nan")) == "one seed, no interval"
+    assert "spearman" not in stats.switch_effects(table.assign(spearman=table["top1"]), "spearman").columns
 
 
 def test_unknown_names_list_the_known():
     with pytest.raises(ValueError, match="unknown profile 'huge'; known: smoke, quick"):
-        experiments.study("huge")
+        study("huge")
     with pytest.raises(ValueError, match="unknown pair 'res1_res2'; known: wrn402_wrn162"):
-        experiments.study(pair="res1_res2")
+        study(pair="res1_res2")
+    with pytest.raises(ValueError, match=r"unknown setting 'temprature'; known: pair, .* temperature"):
+        study(temprature=2)
+    with pytest.raises(ValueError, match=r"unknown setting 'method\.draws'"):
+        study(**{"method.draws": "sample"})
+
+
+def test_any_setting_of_any_part_acts_where_it_is_and_nowhere_else():
+    made = study(
+        **{"temperature": "2", "method.value_weight": 1, "draws": "sample", "teacher.epochs": 5, "batch_size": 32}
+    )
+    for config in made.arms.values():
+        wanted = {"temperature": 2.0, "value_weight": 1.0, "draws": "sample", "batch_size": 32}
+        assert all(config[key] == value for key, value in wanted.items() if config.owner(key))
+    assert (made.teacher["epochs"], made.teacher["batch_size"], made.first["epochs"]) == (5, 64, 20)
+    both = study(train_images=77, device="cpu", **{"teacher.train_images": 99})
+    assert (both.first["train_images"], both.teacher["train_images"], both.teacher["device"]) == (77, 99, "cpu")
+
+
+def test_a_name_of_two_parts_needs_its_part():
+    entry = {"method": lambda student, teacher, alpha=1.0: alpha * (student - teacher).square().mean()}
+    view = {"view": lambda images, generator, alpha=1.0: alpha * images}
+    with pytest.raises(ValueError, match=r"alpha is of the method and of the view: write method\.alpha or view\.alpha"):
+        study(arms=[entry | view], alpha=2)
+    (config,) = study(arms=[entry | view], **{"view.alpha": 2}).arms.values()
+    assert (config["method.alpha"], config["view.alpha"]) == (1.0, 2.0)
+
+
+def test_of_the_pruning_a_setting_is_for_the_arms_that_prune():
+    made = study(pruning_rate=0.3)
+    assert {config["pruning_rate"] for config in made.arms.values() if config.pruned} == {0.3}
+    assert not any(config.pruned for config in made.arms.values() if config.method.name != "r2kd")
+    assert len([config for config in made.arms.values() if config.pruned]) == 6
+
+
+def test_labels_are_what_differs_among_the_arms():
+    two = study(arms="r2kd pruning_rate=0; r2kd:temperature=1 pruning_rate=0; kd; kd epochs=7")
+    epochs = "R2KD, temperature 4, epochs 20", "R2KD, temperature 1, epochs 20", "KD, epochs 20", "KD, epochs 7"
+    assert tuple(two.arms) == epochs
+    assert list(study(temperature=2, arms="ce; r2kd cutmix").arms) == ["cross-entropy", "R2KD cutmix, pruned"]
+    beside = study(arms="+ dkd; r2kd:temperature=4 mixup", temperature=2)
+    assert list(beside.arms)[:3] == ["cross-entropy", "KD", "KD cutmix"] and "DKD" in beside.shown
+    assert beside.arms["R2KD mixup, pruned, temperature 4"]["temperature"] == 4
+    assert beside.arms["R2KD mixup, pruned, temperature 2"]["temperature"] == 2
+    closures = [lambda student, teacher, k=k: (student - k * teacher).abs().mean() for k in (1, 2)]
+    one, other = study(arms=closures).arms
+    assert one != other and one.startswith("lambda")
+    with pytest.raises(ValueError, match="two arms are the same: KD"):
+        study(arms="kd; ce; kd")
+
+
+@pytest.mark.parametrize(
+    ("arms", "said"),
+    [
+        ("kd mixup cutmix", "the arm 'kd mixup cutmix' has two views, 'mixup' and 'cutmix'"),
+        ("pruning_rate=0", "names no method"),
+        ("dkd mixup", "asks for labels"),
+        ("", "a study needs an arm"),
+        ("kd:warmth=2", "unknown setting 'method.warmth'; the method has ce_weight, temperature"),
+        ("kx", "unknown method 'kx'; known: ce, kd, r2kd, dkd"),
+    ],
+)
+def test_an_arm_that_cannot_be_is_refused(arms, said):
+    with pytest.raises(ValueError, match=said):
+        study(arms=arms)
+
+
+def test_studies_that_differ_share_no_figures(tmp_path):
+    for folder in ("a/images", "b/images"):
+        (tmp_path / folder).mkdir(parents=True)
+    changes = [
+        {},
+        {"temperature": 2},
+        {"temperature": 3},
+        {"fidelity": "intended"},
+        {"plain": True},
+        {"image_size": 32},
+        {"seeds": 5},
+        {"seeds": (3, 4, 5)},
+        {"arms": "ce; kd"},
+        {"arms": "ce; kd mixup"},
+        {"teacher": "resnet14"},
+        {"student": "torchvision:resnet18"},
+        {"student": lambda num_classes: num_classes},
+        {"teacher.epochs": 7},
+        {"dataset": str(tmp_path / "a" / "images")},
+        {"dataset": str(tmp_path / "b" / "images")},
+    ]
+    folders = [study(**change).figures for change in changes]
+    assert len(set(folders)) == len(changes)
+    for nothing in ({"device": "cpu"}, {"runs_root": "elsewhere"}, {"fresh": True}, {"seeds": 3}):
+        assert study(**nothing).figures == folders[0]
+
+
+def test_captions_say_what_was_set():
+    made = study(temperature=2, value_weight=1, epochs=5)
+    assert made.said == "; set: temperature 2, value_weight 1"
+    caption = made.caption(data.load("digits").subset(300, None))
+    assert "20 epochs; resnet20 teaches resnet8, students 5 epochs; set: temperature 2, value_weight 1" in caption

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from r2kd import experiments, fidelity
+from r2kd import experiments, fidelity, stats
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -68,7 +68,7 @@ def test_the_ablation_of_the_readme_is_that_of_its_tables():
         if arm in effects.index:
             assert effect == f"{effects['mean'][arm]:+.2f} ± {effects['half_width'][arm]:.2f}"
             assert verdict == effects["verdict"][arm]
-            assert verdict == experiments.verdict(effects["mean"][arm], effects["half_width"][arm]) or "same" in verdict
+            assert verdict == stats.verdict(effects["mean"][arm], effects["half_width"][arm]) or "same" in verdict
 
 
 def test_what_the_readme_says_of_the_switches_holds_in_the_tables():

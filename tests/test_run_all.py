@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from r2kd import figures
+from r2kd import figures, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 DRAWN = set(figures.FIGURES) - {"published"}  # which needs the authors' files
@@ -30,18 +31,19 @@ def smoke(tmp_path_factory):
 
 
 def test_smoke_executes_all_notebooks_and_ends_with_the_table(smoke):
-    done, runs, drawn = smoke
+    done, folder, drawn = smoke
     assert done.returncode == 0, done.stderr[-3000:]
     for notebook in run_all.NOTEBOOKS:
-        executed = nbformat.read(runs / "notebooks" / "digits" / "smoke-res20_res8" / notebook.name, as_version=4)
+        executed = nbformat.read(folder / "notebooks" / "digits" / "smoke-res20_res8" / notebook.name, as_version=4)
         code = [cell for cell in executed.cells if cell.cell_type == "code"]
         assert all(cell.execution_count for cell in code)
         assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
         assert len([output for cell in code for output in cell.outputs if output.output_type == "stream"]) <= 2
+        assert f"commit {runs.commit()}, {ROOT / 'r2kd'}" in str(code)
     for arm in ("cross-entropy", "KD cutmix", "R2KD autoaug, pruned", "pruned_batchnorm: running", "intended"):
         assert f"{arm} " in done.stdout
     assert f"{len(DRAWN)} figures, each with its CSV: {drawn}" in done.stdout
-    text = (runs / "notebooks" / "digits" / "smoke-res20_res8" / "05_published_results.ipynb").read_text()
+    text = (folder / "notebooks" / "digits" / "smoke-res20_res8" / "05_published_results.ipynb").read_text()
     assert "0 of 34 published files" in text and text.count("not present") >= 34
 
 
@@ -65,7 +67,7 @@ def test_of_progress_bars_the_last_line_stays_and_of_the_rest_everything():
 def test_every_figure_is_drawn_beside_its_table(smoke):
     _, _, drawn = smoke
     assert {path.stem for path in drawn.glob("*.png")} == DRAWN
-    for path in drawn.glob("*.csv"):
+    for path in (drawn / f"{name}.csv" for name in DRAWN):
         assert path.with_suffix(".png").stat().st_size > 5_000
         caption = pd.read_csv(path)["caption"].iloc[0]
         assert caption.startswith(
@@ -74,12 +76,20 @@ def test_every_figure_is_drawn_beside_its_table(smoke):
 
 
 def test_started_again_it_returns_the_finished_runs(smoke, monkeypatch, capfd):
-    _, runs, drawn = smoke
-    before = {path: path.stat().st_mtime_ns for path in runs.rglob("result.json")}
-    assert len(before) == 43  # the teacher, 15 students of 2 seeds, 6 more of the ablation
-    where = ["--runs-root", str(runs), "--figures-root", str(drawn.parents[1]), "--device", "cpu"]
+    _, folder, drawn = smoke
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
+    assert len(before) == 47  # the teacher, 15 students of 2 seeds, 6 more of the ablation, 2 of one's own
+    where = ["--runs-root", str(folder), "--figures-root", str(drawn.parents[1]), "--device", "cpu"]
     assert run_all.main(["--profile", "smoke", "--only", "02", *where]) == 0
-    assert {path: path.stat().st_mtime_ns for path in runs.rglob("result.json")} == before
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")} == before
+
+
+def test_only_what_was_made_is_told(smoke, capfd):
+    _, folder, drawn = smoke
+    where = ["--runs-root", str(folder), "--figures-root", str(drawn.parents[1]), "--device", "cpu"]
+    assert run_all.main(["--profile", "smoke", "--only", "01", *where]) == 0
+    told = capfd.readouterr().out
+    assert "KD cutmix" not in told and "4 figures, each with its CSV" in told and (drawn / "students.csv").exists()
 
 
 def test_figures_only_draws_every_figure_from_its_table_alone(smoke, tmp_path, capsys):
@@ -114,7 +124,7 @@ def test_figures_only_and_help_do_not_wait_for_torch(arguments, capsys):
 def test_a_notebook_that_fails_shows_the_cell_and_is_kept(tmp_path, monkeypatch, capfd):
     notebook = nbformat.v4.new_notebook(
         cells=[
-            nbformat.v4.new_code_cell("profile = dataset = pair = None", metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell("profile = settings = None", metadata={"tags": ["parameters"]}),
             nbformat.v4.new_code_cell("before = 6 * 7\nbefore"),
             nbformat.v4.new_code_cell("raise OSError('no such image')"),
             nbformat.v4.new_code_cell("print('never reached')"),
@@ -137,6 +147,14 @@ def test_a_notebook_that_fails_shows_the_cell_and_is_kept(tmp_path, monkeypatch,
     [
         (["--only", "09"], "no notebook '09'; there are 01_teacher_pruning"),
         (["--pair", "res1_res2"], "unknown pair 'res1_res2'"),
+        (["--profile", "huge"], "unknown profile 'huge'; known: smoke, quick"),
+        (["--set", "temprature=2"], "unknown setting 'temprature'; known: pair"),
+        (["--set", "temperature"], "--set takes key=value, not 'temperature'"),
+        (["--arms", "kd; kx"], "unknown method 'kx'"),
+        (["--train-images=-5"], "train_images must be above 0, not -5"),
+        (["--image-size", "0"], "image_size must be at least 8, not 0"),
+        (["--load", "nowhere.py"], "no file of entries at"),
+        (["--teacher-checkpoint", "nowhere"], "no checkpoint at"),
     ],
 )
 def test_what_is_not_there_is_said(arguments, said, capsys):
@@ -170,3 +188,19 @@ def test_the_committed_figures_have_their_tables():
     for path in (ROOT / "figures").rglob("*.csv"):
         if path.stem in figures.FIGURES:
             assert isinstance(figures.draw(path.stem, pd.read_csv(path)), Figure)
+
+
+def test_a_clone_beside_an_installed_one_runs_its_own_code_and_writes_into_itself(tmp_path):
+    """Here r2kd is installed, or on the path, from this clone."""
+    clone = tmp_path / "clone"
+    for name in ("r2kd", "notebooks", "run_all.py", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (clone).mkdir(exist_ok=True)
+        copy(ROOT / name, clone / name)
+    command = [sys.executable, str(clone / "run_all.py"), "--profile", "smoke", "--only", "01", "--device", "cpu"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("R2KD")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    executed = (clone / "runs" / "notebooks" / "digits" / "smoke-res20_res8" / "01_teacher_pruning.ipynb").read_text()
+    assert str(clone / "r2kd") in executed and str(ROOT / "r2kd") not in executed
+    assert len(list((clone / "figures" / "digits" / "smoke-res20_res8").glob("*.png"))) == 4

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -13,26 +14,28 @@ import torch
 from conftest import fill
 
 from r2kd import acceleration, augmentation, batch, evaluation, fidelity, losses, models, pruning, runs, training
+from r2kd.arm import Arm, student_loss
+from r2kd.config import CLEAN, DistillConfig, TeacherConfig
+from r2kd.methods import Answers
 from r2kd.randomness import seeded
-from r2kd.training import DistillConfig, TeacherConfig
 
 SMALL = {"dataset": "digits", "image_size": 16, "train_images": 100, "test_images": 100, "epochs": 2, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def images():
-    return training.open_data(TeacherConfig(model="resnet8", **SMALL))
+    return training.open_data(TeacherConfig.of("resnet8", **SMALL))
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory, images):
-    config = TeacherConfig(model="resnet8", **SMALL, runs_root=str(tmp_path_factory.mktemp("teacher")))
+    config = TeacherConfig.of("resnet8", **SMALL, runs_root=str(tmp_path_factory.mktemp("teacher")))
     training.train_teacher(config, images, progress=False)
     return config
 
 
-def student(taught_by, root, **changes) -> DistillConfig:
-    return DistillConfig(**({"model": "resnet8", "teacher": taught_by, "runs_root": str(root)} | SMALL | changes))
+def student(taught_by, root, model="resnet8", **changes) -> DistillConfig:
+    return DistillConfig.of(model, **({"teacher": taught_by, "runs_root": str(root)} | SMALL | changes))
 
 
 def weights(run, which="last"):
@@ -50,12 +53,12 @@ def same_weights(run, other) -> bool:
 def golden_step(golden, plain=False, **switches):
     """The student, the teachers and the batch of step.npz; both views are given, none is drawn."""
     step = np.load(golden / "step.npz")
-    config = student(_teacher("resnet32"), ".", model="resnet20", augmentation="cutmix", plain=plain, **switches)
+    config = student(_teacher("resnet32"), ".", model="resnet20", view="cutmix", plain=plain, **switches)
     pupil = fill(models.create("resnet20", 100))
     optimizer = torch.optim.SGD(pupil.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    arm = training.Arm(config, runs.at(".", "golden", {}), pupil, optimizer)
+    arm = Arm(config, runs.at(".", "golden", {}), pupil, optimizer)
     teachers = batch.Teachers(fill(models.create("resnet32", 100)).eval(), plain)
-    given = {arm.views["clean"]: step["image"], arm.views["augmented"]: step["augmented_image"]}
+    given = {config.views["clean"]: step["image"], config.views["augmented"]: step["augmented_image"]}
     views = {view: torch.tensor(images) for view, images in given.items()}
     return step, arm, teachers, lambda: batch.Batch(views, torch.tensor(step["target"]), teachers)
 
@@ -90,14 +93,14 @@ def test_three_updates_are_the_released_ones(mode, switches, plain, golden):
 
 
 def test_intended_differs_from_released_in_the_switches_of_the_table_and_in_nothing_else(golden):
-    released, intended = (student(_teacher("resnet32"), ".", fidelity=name) for name in ("released", "intended"))
+    picked = {"taught_by": _teacher("resnet32"), "root": ".", "view": "cutmixpick"}
+    released, intended = (student(**picked, fidelity=name) for name in ("released", "intended"))
     for switch in fidelity.SWITCHES:
-        assert released.switch(switch.name) == switch.released != switch.intended == intended.switch(switch.name)
-    assert dataclasses.replace(intended, fidelity="released") == released == student(_teacher("resnet32"), ".")
+        assert released[switch.key] == switch.released != switch.intended == intended[switch.key]
     each = {switch.name: switch.intended for switch in fidelity.SWITCHES}
-    assert training._as_dict(dataclasses.replace(released, **each)) | {"fidelity": "intended"} == training._as_dict(
-        intended
-    )
+    assert released == student(**picked) != intended == student(**picked, **each)
+    apart = {key for key, value in intended.settings().items() if value != released.settings()[key]}
+    assert apart == {switch.key.replace("pruning.", "").replace("recipe.", "") for switch in fidelity.SWITCHES}
 
     def losses_of(**switches):
         _, arm, _, given = golden_step(golden, **switches)
@@ -106,6 +109,7 @@ def test_intended_differs_from_released_in_the_switches_of_the_table_and_in_noth
         return (arm.sums / arm.images).tolist()
 
     as_released = losses_of()
+    each = {switch.name: switch.intended for switch in fidelity.SWITCHES}
     for name in ("rank", "value", "pruned_batchnorm"):  # the other three act before the step, or after the last
         changed = losses_of(**{name: each[name]})
         assert changed[1] == as_released[1] and abs(changed[2] / as_released[2] - 1) > 1e-3
@@ -115,13 +119,14 @@ def test_intended_differs_from_released_in_the_switches_of_the_table_and_in_noth
 def test_the_augmented_view_is_drawn_as_the_switches_say(images, teacher, monkeypatch):
     asked = []
 
-    def cutmixpick(clean, generator, *, draws, pick, **context):
+    def cutmixpick(images, *, draws: Literal["batch", "sample"] = "batch", pick: Literal["before", "after"] = "before"):
         asked.append((draws, pick))
-        return clean
+        return images
 
-    monkeypatch.setitem(augmentation.AUGMENTATIONS, "cutmixpick", cutmixpick)
+    entry = augmentation.AUGMENTATIONS.make(cutmixpick)
+    monkeypatch.setitem(augmentation.AUGMENTATIONS._entries, "cutmixpick", entry)
     for name in fidelity.PRESETS:
-        config = student(teacher, teacher.runs_root, augmentation="cutmixpick", fidelity=name, epochs=1, seed=77)
+        config = student(teacher, teacher.runs_root, view="cutmixpick", fidelity=name, epochs=1, seed=77)
         training.distill(config, images, progress=False)
     assert set(asked) == {("batch", "before"), ("sample", "after")}
 
@@ -129,17 +134,15 @@ def test_the_augmented_view_is_drawn_as_the_switches_say(images, teacher, monkey
 def test_what_a_run_reports_is_its_best_epoch_as_released_or_its_last(images, teacher, tmp_path):
     config = student(teacher, tmp_path)
     run = training.distill(config, images, progress=False)
-    intended = dataclasses.replace(config, reported="last")
-    assert training.find_run(intended, images) == run
+    intended = config.with_settings({"reported": "last"})
+    assert intended.run(images) == run
     assert training.reported_top1(config, run) == run.metrics["test_top1"].max()
     assert training.reported_top1(intended, run) == run.metrics["test_top1"].iloc[-1]
 
 
 def rank_alone(**switches):
     """How a student's Spearman correlation with its teacher moves in 30 updates on the rank term alone."""
-    config = DistillConfig(
-        model="resnet8", teacher=TeacherConfig(model="resnet8"), ce_weight=0, value_weight=0, **switches
-    )
+    config = DistillConfig.of("resnet8", teacher=TeacherConfig.of("resnet8"), ce_weight=0, value_weight=0, **switches)
     pupil = torch.nn.Parameter(torch.randn(64, 100, generator=torch.Generator().manual_seed(0)))
     taught = torch.randn(64, 100, generator=torch.Generator().manual_seed(1))
     target = torch.zeros(64, dtype=torch.long)
@@ -147,7 +150,8 @@ def rank_alone(**switches):
     moved = []
     for _ in range(30):
         moved.append(1 - float(losses.rank_loss(pupil, taught)))
-        _, distance = training.student_loss(config, {"clean": pupil}, {"clean": taught}, target)
+        answers = {"clean": Answers(pupil, taught, target)}
+        _, distance = student_loss(config, answers, torch.tensor(1.0), torch.arange(64))
         optimizer.zero_grad()
         distance.backward()
         optimizer.step()
@@ -173,10 +177,12 @@ def test_a_student_trained_by_the_rank_term_alone_comes_to_rank_as_its_teacher_d
     for name in fidelity.PRESETS:
         alone = {"fidelity": name, "ce_weight": 0.0, "value_weight": 0.0, "pruning_rate": 0.0, "weight_decay": 0.0}
         run = training.distill(student(teacher, tmp_path, **alone, epochs=8, learning_rate=0.2), images, progress=False)
-        pupils[name] = training.load_model(run, images.num_classes)
+        pupils[name] = training.load_model(teacher, run, images.num_classes)
     with seeded(0, "weights", "resnet8"):
         pupils["untrained"] = models.create("resnet8", images.num_classes)
-    taught = evaluation.predict(training.load_model(training.train_teacher(teacher, images), 10), images.train, images)
+    taught = evaluation.predict(
+        training.load_model(teacher, training.train_teacher(teacher, images), 10), images.train, images
+    )
     agreement = {
         name: 1 - float(losses.rank_loss(evaluation.predict(pupil.train(), images.train, images), taught))
         for name, pupil in pupils.items()
@@ -190,7 +196,7 @@ def assert_close(values: torch.Tensor, expected: np.ndarray, tolerance: float = 
 
 
 def _teacher(model: str) -> TeacherConfig:
-    return TeacherConfig(model=model, **SMALL)
+    return TeacherConfig.of(model, **SMALL)
 
 
 def test_a_run_keeps_its_configuration_environment_table_and_weights(teacher, images):
@@ -208,19 +214,19 @@ def test_a_run_keeps_its_configuration_environment_table_and_weights(teacher, im
 
 
 def test_the_learning_rate_falls_at_the_released_milestones():
-    assert training.milestones(TeacherConfig(model="resnet8")) == (150, 180, 210)
-    assert training.milestones(TeacherConfig(model="resnet8", epochs=16)) == (10, 12, 14)
-    assert training.milestones(TeacherConfig(model="resnet8", milestones=(3,))) == (3,)
+    assert TeacherConfig.of("resnet8").milestones == (150, 180, 210)
+    assert TeacherConfig.of("resnet8", epochs=16).milestones == (10, 12, 14)
+    assert TeacherConfig.of("resnet8", milestones=(3,)).milestones == (3,)
 
 
 def test_a_finished_run_is_returned_at_once(teacher, images, monkeypatch):
-    monkeypatch.setattr(training, "_epochs", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(training, "run_epochs", lambda *_: pytest.fail("trained again"))
     assert training.train_teacher(teacher, images, progress=False).finished
 
 
 def test_equal_seeds_give_equal_tables_and_weights_another_seed_others(teacher, images, tmp_path):
     first, again, other = (
-        training.distill(student(teacher, tmp_path / name, seed=seed, augmentation="cutmix"), images, progress=False)
+        training.distill(student(teacher, tmp_path / name, seed=seed, view="cutmix"), images, progress=False)
         for name, seed in (("first", 0), ("again", 0), ("other", 1))
     )
     assert (first.folder / "metrics.csv").read_bytes() == (again.folder / "metrics.csv").read_bytes()
@@ -230,10 +236,10 @@ def test_equal_seeds_give_equal_tables_and_weights_another_seed_others(teacher, 
 
 def test_the_global_generator_neither_matters_nor_moves(teacher, images, tmp_path):
     torch.manual_seed(1)
-    first = training.distill(student(teacher, tmp_path / "a", augmentation="autoaug"), images, progress=False)
+    first = training.distill(student(teacher, tmp_path / "a", view="autoaug"), images, progress=False)
     torch.manual_seed(2)
     before = torch.random.get_rng_state()
-    again = training.distill(student(teacher, tmp_path / "b", augmentation="autoaug"), images, progress=False)
+    again = training.distill(student(teacher, tmp_path / "b", view="autoaug"), images, progress=False)
     assert torch.equal(before, torch.random.get_rng_state())
     assert same_weights(first, again)
 
@@ -241,12 +247,12 @@ def test_the_global_generator_neither_matters_nor_moves(teacher, images, tmp_pat
 def test_a_student_trained_beside_others_is_the_one_trained_alone(teacher, images, tmp_path):
     changes = [
         {"method": "ce", "teacher": None},
-        {"method": "kd", "pruning_rate": 0.0, "augmentation": "mixup"},
-        {"augmentation": "cutmixpick"},
-        {"augmentation": "cutout", "pruning_rate": 0.0},
-        {"pruned_batchnorm": "running", "augmentation": "cutmixpick"},
-        {"fidelity": "intended", "augmentation": "cutmix"},
-        {"temperature": 2.0, "augmentation": "autoaug"},
+        {"method": "kd", "pruning_rate": 0.0, "view": "mixup"},
+        {"view": "cutmixpick"},
+        {"view": "cutout", "pruning_rate": 0.0},
+        {"pruned_batchnorm": "running", "view": "cutmixpick"},
+        {"fidelity": "intended", "view": "cutmix"},
+        {"temperature": 2.0, "view": "autoaug"},
         {"pruning_rate": 0.3},
     ]
     assert len(changes) == 8
@@ -262,53 +268,58 @@ def test_students_of_other_seeds_or_teachers_do_not_train_together(teacher, imag
     mine = student(teacher, tmp_path)
     with pytest.raises(ValueError, match="agree in seed"):
         training.distill_all([mine, dataclasses.replace(mine, seed=5)], images, progress=False)
-    other = dataclasses.replace(mine, teacher=dataclasses.replace(teacher, seed=9), augmentation="mixup")
+    other = student(dataclasses.replace(teacher, seed=9), tmp_path, view="mixup")
     with pytest.raises(ValueError, match="one teacher"):
         training.distill_all([mine, other], images, progress=False)
 
 
 def test_the_address_follows_from_what_the_numbers_depend_on(teacher, images, tmp_path):
     mine = student(teacher, tmp_path)
-    address = training.find_run(mine, images).folder
-    assert training.find_run(dataclasses.replace(mine, device="auto", data_root="elsewhere"), images).folder == address
-    moved = dataclasses.replace(mine, teacher=dataclasses.replace(teacher, runs_root="elsewhere"))
-    assert training.find_run(moved, images).folder == address
-    for change in ({"seed": 3}, {"temperature": 2.0}, {"epochs": 9}, {"teacher": dataclasses.replace(teacher, seed=1)}):
-        assert training.find_run(dataclasses.replace(mine, **change), images).folder != address
+    address = mine.run(images).address
+    assert mine.with_settings({"device": "auto", "data_root": "elsewhere"}).run(images).address == address
+    moved = dataclasses.replace(mine, teacher=teacher.with_settings({"runs_root": "elsewhere"}))
+    assert moved.run(images).address == address
+    for change in ({"seed": 3}, {"teacher": dataclasses.replace(teacher, seed=1)}):
+        assert dataclasses.replace(mine, **change).run(images).address != address
+    for change in ({"temperature": 2.0}, {"epochs": 9}):
+        assert mine.with_settings(change).run(images).address != address
     other_images = dataclasses.replace(images, fingerprint="other files")
-    assert training.find_run(mine, other_images).folder != address
+    assert mine.run(other_images).address != address
 
 
 def test_a_teacher_can_come_from_a_checkpoint(teacher, images, tmp_path):
     trained = training.train_teacher(teacher, images, progress=False)
-    named = student(teacher, tmp_path / "named", teacher_checkpoint=str(trained.weights("last")))
+    given = TeacherConfig.of("resnet8", checkpoint=str(trained.weights("last")), **SMALL, runs_root=str(tmp_path))
+    named = student(given, tmp_path / "named")
     assert same_weights(
         training.distill(named, images, progress=False),
         training.distill(student(teacher, tmp_path / "trained"), images, progress=False),
     )
+    kept = training.train_teacher(given, images)
+    assert kept.result["last_top1"] == trained.result["last_top1"] and kept.weights().exists()
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        training.distill(student(teacher, tmp_path, teacher_checkpoint="nowhere"), images, progress=False)
+        training.distill(student(dataclasses.replace(given, checkpoint="nowhere"), tmp_path), images, progress=False)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_before(images, tmp_path):
-    config = TeacherConfig(model="resnet8", **SMALL, learning_rate=1e30, runs_root=str(tmp_path))
+    config = TeacherConfig.of("resnet8", **SMALL, learning_rate=1e30, runs_root=str(tmp_path))
     with pytest.raises(FloatingPointError, match="smaller learning rate than 1e"):
         training.train_teacher(config, images, progress=False)
-    run = training.find_run(config, images)
+    run = config.run(images)
     assert not run.finished and not (run.folder / "state.pt").exists()
 
 
 def test_a_student_that_diverges_does_not_take_the_others_down(teacher, images, tmp_path):
-    good, bad = student(teacher, tmp_path), student(teacher, tmp_path, learning_rate=1e30, augmentation="cutout")
+    good, bad = student(teacher, tmp_path), student(teacher, tmp_path, learning_rate=1e30, view="cutout")
     with pytest.raises(FloatingPointError, match="r2kd-cutout"):
         training.distill_all([bad, good], images, progress=False)
-    assert training.find_run(good, images).finished
+    assert good.run(images).finished
     alone = training.distill(student(teacher, tmp_path / "alone"), images, progress=False)
-    assert same_weights(training.find_run(good, images), alone)
+    assert same_weights(good.run(images), alone)
 
 
 def test_a_student_whose_own_loss_fails_does_not_take_the_others_down(teacher, images, tmp_path, monkeypatch):
-    good, bad = student(teacher, tmp_path), student(teacher, tmp_path, method="kd", pruning_rate=0.0)
+    good, bad = student(teacher, tmp_path), student(teacher, tmp_path, method="kd")
 
     def broken(*_):
         raise RuntimeError("a loss of my own, and its mistake")
@@ -316,9 +327,9 @@ def test_a_student_whose_own_loss_fails_does_not_take_the_others_down(teacher, i
     monkeypatch.setattr(losses, "kd_loss", broken)
     with pytest.raises(RuntimeError, match="and its mistake"):
         training.distill_all([bad, good], images, progress=False)
-    assert not training.find_run(bad, images).finished
+    assert not bad.run(images).finished
     alone = training.distill(student(teacher, tmp_path / "alone"), images, progress=False)
-    assert same_weights(training.find_run(good, images), alone)
+    assert same_weights(good.run(images), alone)
     with pytest.raises(RuntimeError, match="mistake"):
         training.distill(bad, images, progress=False)
 
@@ -330,17 +341,15 @@ def test_the_fast_path_computes_the_losses_of_the_plain_one_over_fifty_steps(swi
     kinds = {"plain": True, "fast": False, "slow plain": True, "slow fast": False}
     for name, plain in kinds.items():
         slow = {"learning_rate": 0.0001} if "slow" in name else {}
-        config = student(
-            _teacher("resnet14"), ".", model="resnet8", augmentation="cutmix", plain=plain, **switches, **slow
-        )
-        arms[name] = training.Arm.new(config, runs.Run(runs.Path(".")), 10, torch.device("cpu"))
+        config = student(_teacher("resnet14"), ".", model="resnet8", view="cutmix", plain=plain, **switches, **slow)
+        arms[name] = Arm.new(config, runs.Run(runs.Path(".")), images, torch.device("cpu"))
         teachers[name] = batch.Teachers(fill(models.create("resnet14", 10)).eval(), plain)
 
     def batches_of(name):
         epochs = (
             batch.epoch_batches(
                 images,
-                set(arms[name].views.values()),
+                set(arms[name].config.views.values()),
                 teachers[name],
                 seed=0,
                 epoch=i,
@@ -367,13 +376,13 @@ def test_in_bfloat16_as_on_a_gpu_the_losses_are_float32_and_nearly_the_same(swit
     lost = {}
     for dtype in (torch.float32, torch.bfloat16):
         monkeypatch.setattr(acceleration, "precision", lambda *_, dtype=dtype: dtype)
-        config = student(_teacher("resnet14"), ".", augmentation="cutmixpick", learning_rate=0.001, **switches)
-        arm = training.Arm.new(config, runs.Run(runs.Path(".")), 10, torch.device("cpu"))
+        config = student(_teacher("resnet14"), ".", view="cutmixpick", learning_rate=0.001, **switches)
+        arm = Arm.new(config, runs.Run(runs.Path(".")), images, torch.device("cpu"))
         arm.begin_epoch()
         teachers = batch.Teachers(fill(models.create("resnet14", 10)).eval())
-        views = set(arm.views.values())
+        views = set(config.views.values())
         for given in batch.epoch_batches(images, views, teachers, seed=0, epoch=0, batch_size=20):
-            assert given.teacher_logits(batch.CLEAN, config).dtype == torch.float32
+            assert given.teacher_logits(CLEAN, config).dtype == torch.float32
             arm.step(given)
         assert {parameter.dtype for parameter in arm.model.parameters()} == {torch.float32}
         lost[dtype] = (arm.sums / arm.images).tolist()[:3]
@@ -383,10 +392,10 @@ def test_in_bfloat16_as_on_a_gpu_the_losses_are_float32_and_nearly_the_same(swit
 
 def test_a_plain_run_is_another_run_and_changes_what_it_says_it_does(teacher, images, tmp_path):
     fast, plain = (student(teacher, tmp_path, plain=plain) for plain in (False, True))
-    assert training.find_run(fast, images) != training.find_run(plain, images)
+    assert fast.run(images) != plain.run(images)
     folded = {name: batch.Teachers(models.create("resnet8", 10), name == "plain").dense for name in ("fast", "plain")}
     assert {name: hasattr(dense, "bn1") for name, dense in folded.items()} == {"fast": False, "plain": True}
-    arms = [training.Arm.new(c, training.find_run(c, images), 10, torch.device("cpu")) for c in (fast, plain)]
+    arms = [Arm.new(c, c.run(images), images, torch.device("cpu")) for c in (fast, plain)]
     layouts = [arm.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last) for arm in arms]
     assert layouts == [True, False]
     assert training.distill(plain, images, progress=False).config["plain"] is True
@@ -395,11 +404,11 @@ def test_a_plain_run_is_another_run_and_changes_what_it_says_it_does(teacher, im
 TRAIN = """
 import sys, torch
 from r2kd import training
-from r2kd.training import DistillConfig, TeacherConfig
+from r2kd.config import DistillConfig, TeacherConfig
 torch.set_num_threads(2)
 common = dict(dataset="digits", image_size=16, train_images=300, test_images=100, epochs=8, runs_root=sys.argv[1])
-teacher = TeacherConfig(model="resnet8", **common | {"epochs": 1})
-print(training.distill(DistillConfig(model="resnet8", teacher=teacher, augmentation="cutmix", **common)).folder)
+teacher = TeacherConfig.of("resnet8", **common | {"epochs": 1})
+print(training.distill(DistillConfig.of("resnet8", teacher=teacher, view="cutmix", **common)).folder)
 """
 
 
@@ -430,7 +439,7 @@ def test_a_training_killed_within_an_epoch_ends_as_one_never_stopped(tmp_path):
 
 
 def test_an_arm_cut_off_earlier_than_the_others_catches_up(teacher, images, tmp_path, monkeypatch):
-    configs = [student(teacher, tmp_path / "both", augmentation=name) for name in ("mixup", "cutout")]
+    configs = [student(teacher, tmp_path / "both", view=name) for name in ("mixup", "cutout")]
     saved = runs.Run.save_epoch
 
     def interrupted(run, state):
@@ -443,12 +452,12 @@ def test_an_arm_cut_off_earlier_than_the_others_catches_up(teacher, images, tmp_
         training.distill_all(configs, images, progress=False)
     monkeypatch.undo()
     for config, run in zip(configs, training.distill_all(configs, images, progress=False), strict=True):
-        alone = dataclasses.replace(config, runs_root=str(tmp_path / "alone"))
+        alone = config.with_settings({"runs_root": str(tmp_path / "alone")})
         assert same_weights(run, training.distill(alone, images, progress=False))
 
 
 def test_a_full_disk_is_said_and_loses_nothing(images, tmp_path, monkeypatch):
-    config = TeacherConfig(model="resnet8", **SMALL, runs_root=str(tmp_path))
+    config = TeacherConfig.of("resnet8", **SMALL, runs_root=str(tmp_path))
     written = runs.Path.write_bytes
 
     def full(path, content):
@@ -462,13 +471,13 @@ def test_a_full_disk_is_said_and_loses_nothing(images, tmp_path, monkeypatch):
     monkeypatch.setattr(runs.Path, "write_bytes", full)
     with pytest.raises(OSError, match=r"No space left on device; what was written before is kept.*state\.pt"):
         training.train_teacher(config, images, progress=False)
-    run = training.find_run(config, images)
+    run = config.run(images)
     assert run.load_epoch()["epoch"] == 1 and not list(run.folder.glob(".*"))
 
 
 def test_an_unreadable_state_names_the_folder_to_delete(images, tmp_path):
-    config = TeacherConfig(model="resnet8", **SMALL, runs_root=str(tmp_path))
-    run = training.find_run(config, images)
+    config = TeacherConfig.of("resnet8", **SMALL, runs_root=str(tmp_path))
+    run = config.run(images)
     run.folder.mkdir(parents=True)
     (run.folder / "state.pt").write_bytes(b"half")
     with pytest.raises(ValueError, match=f"delete {run.folder}"):
@@ -483,13 +492,18 @@ def test_an_unreadable_state_names_the_folder_to_delete(images, tmp_path):
         ({"batch_size": 1}, "batch_size must be at least 2"),
         ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
         ({"method": "dream"}, "unknown method"),
-        ({"augmentation": "rotate"}, "unknown augmentation"),
+        ({"view": "rotate"}, "unknown view"),
         ({"pruning_rate": 1.0}, "pruning_rate is a share"),
         ({"pruned_batchnorm": "off"}, "pruned_batchnorm is batch or running, not 'off'"),
         ({"fidelity": "hearsay"}, "unknown fidelity .hearsay.; known: released, intended"),
         ({"rank": "firm"}, "rank is hard or soft, not .firm."),
-        ({"method": "ce"}, "has no teacher"),
+        ({"method": "ce", "view": "mixup"}, "asks for neither teacher nor labels"),
+        ({"method": "dkd", "view": "mixup"}, "'dkd' asks for labels, and view 'mixup' keeps none"),
         ({"teacher": None}, "needs a teacher"),
+        ({"train_images": -5}, "train_images must be above 0, not -5"),
+        ({"image_size": 0}, "image_size must be at least 8, not 0"),
+        ({"seeed": 3}, "unknown setting 'seeed'; known: dataset, image_size"),
+        ({"teacher.epoch": 3}, "unknown setting 'teacher.epoch'"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(wrong, said):
@@ -505,7 +519,7 @@ def test_a_device_that_is_not_here_is_named():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("augmentation", ["none", "mixup", "cutmix", "cutout", "autoaug", "cutmixpick"])
 def test_a_student_trains_on_cuda(teacher, tmp_path, augmentation):
-    config = student(dataclasses.replace(teacher, device="cuda"), tmp_path, device="cuda", augmentation=augmentation)
+    config = student(teacher.with_settings({"device": "cuda"}), tmp_path, device="cuda", view=augmentation)
     assert training.distill(config, progress=False).finished
 
 
@@ -515,11 +529,11 @@ def test_on_cuda_a_step_waits_for_nothing_and_its_graph_computes_what_eager_floa
     device = torch.device("cuda")
     arms, given = {}, {}
     for plain in (True, False):
-        config = student(_teacher("resnet14"), ".", augmentation="cutmix", plain=plain, learning_rate=0.001, **switches)
-        arms[plain] = training.Arm.new(config, runs.Run(runs.Path(".")), 10, device)
+        config = student(_teacher("resnet14"), ".", view="cutmix", plain=plain, learning_rate=0.001, **switches)
+        arms[plain] = Arm.new(config, runs.Run(runs.Path(".")), images, device)
         arms[plain].begin_epoch()
         teachers = batch.Teachers(fill(models.create("resnet14", 10)).eval().to(device), plain)
-        views = set(arms[plain].views.values())
+        views = set(config.views.values())
         recipe = {"seed": 0, "epoch": 0, "batch_size": 10, "plain": plain}
         given[plain] = batch.epoch_batches(images.to(device), views, teachers, **recipe)
     for i, plain in enumerate(given[True]):

@@ -1,0 +1,259 @@
+"""The address of a run: what acts of its configuration, and nothing else."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from r2kd import augmentation, config, methods, parts, runs, training
+from r2kd.config import DistillConfig, TeacherConfig
+
+SMALL = {"train_images": 64, "test_images": 50, "epochs": 1, "image_size": 16, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return training.open_data(TeacherConfig.of("resnet8", **SMALL))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, images):
+    made = TeacherConfig.of("resnet8", **SMALL, runs_root=str(tmp_path_factory.mktemp("teacher")))
+    training.train_teacher(made, images, progress=False)
+    return made
+
+
+def student(teacher, method="r2kd", **settings):
+    return DistillConfig.of("resnet8", teacher=teacher, method=method, **SMALL | settings)
+
+
+def address(made, images):
+    return made.run(images).address
+
+
+def test_cross_entropy_does_not_know_of_a_teacher_a_pruning_or_a_temperature(teacher, images):
+    plain = address(student(teacher, "ce"), images)
+    others = [
+        DistillConfig.of("resnet8", method="ce", **SMALL),
+        student(dataclasses.replace(teacher, seed=9), "ce"),
+        student(teacher, "ce", pruning_rate=0.3),
+        student(teacher, "ce", reported="last"),
+        student(teacher, "ce", learning_rate=0.05, milestones=(1, 1, 1)),  # what they are anyhow
+    ]
+    assert {address(other, images) for other in others} == {plain}
+    assert "temperature" not in student(teacher, "ce").settings()
+
+
+def test_a_value_that_is_the_default_anyhow_is_the_same_run(teacher, images):
+    same = student(teacher, "r2kd:temperature=4,rank=hard", pruning_rate=0.1, weight_decay=5e-4)
+    assert address(same, images) == address(student(teacher), images)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": 2},
+        {"ce_weight": 0.5},
+        {"value_weight": 1},
+        {"rank_weight": 1},
+        {"pruning_rate": 0.2},
+        {"pruning_rate": 0},
+        {"dense_weight": 0.5},
+        {"pruned_batchnorm": "running"},
+        {"rank_regularisation": 1},
+        {"momentum": 0.8},
+        {"weight_decay": 0},
+        {"milestones": (1,)},
+        {"learning_rate": 0.1},
+        {"batch_size": 32},
+        {"plain": True},
+        {"view": "mixup"},
+        {"method": "kd"},
+        {"teacher.epochs": 2},
+        {"teacher.weight_decay": 0},
+    ],
+    ids=str,
+)
+def test_what_acts_makes_another_run(change, teacher, images):
+    assert address(student(teacher, **change), images) != address(student(teacher), images)
+
+
+def test_in_bfloat16_it_is_another_run(teacher, images, monkeypatch):
+    float32 = address(student(teacher), images)
+    monkeypatch.setattr(config.acceleration, "precision", lambda *_: torch.bfloat16)
+    assert address(student(teacher), images) != float32
+
+
+def test_all_images_and_a_number_above_them_are_one(images):
+    whole = training.open_data(TeacherConfig.of("resnet8", image_size=16))
+    everything = TeacherConfig.of("resnet8", image_size=16).run(whole)
+    assert TeacherConfig.of("resnet8", image_size=16, train_images=1000, test_images=5000).run(whole) == everything
+    assert TeacherConfig.of("resnet8", image_size=16, train_images=999).run(whole) != everything
+
+
+def test_a_setting_that_is_added_with_a_default_keeps_every_run(teacher, images, monkeypatch):
+    before = {name: address(student(teacher, name), images) for name in methods.METHODS}
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Recipe(parts.Recipe):
+        warmup: int = parts.setting(0, "epochs")
+
+    monkeypatch.setattr(config, "Recipe", Recipe)
+    added = {n: dataclasses.replace(student(teacher, n), recipe=Recipe(epochs=1)) for n in methods.METHODS}
+    taught = dataclasses.replace(teacher, recipe=Recipe(epochs=1))
+    added = {name: dataclasses.replace(made, teacher=taught) for name, made in added.items()}
+    assert {name: address(made, images) for name, made in added.items()} == before
+    acting = dataclasses.replace(added["ce"], recipe=Recipe(epochs=1, warmup=3))
+    assert address(acting, images) != before["ce"]
+
+
+def test_the_defaults_that_addresses_rest_on_stay_as_they_are():
+    """An address holds what differs from the default: changing one of these would give old runs to new questions."""
+    defaults = {
+        name: value for part in (parts.Recipe, parts.Pruning, parts.Machine) for name, value in part().options.items()
+    }
+    assert {name: value for name, value in defaults.items() if value is not None} == {
+        "epochs": 240,
+        "batch_size": 64,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "reported": "best",
+        "pruning_rate": 0.0,
+        "dense_weight": 0.7,
+        "pruned_batchnorm": "batch",
+        "device": "auto",
+        "plain": False,
+    }
+    assert (methods.METHODS.shared, parts.Data().validation_images) == ({"ce_weight": 1.0}, 0)
+
+
+MINE = """
+import torch.nn.functional as F
+{before}
+def helper(x):
+    {comment}
+    return {body}
+
+
+def mine(student, teacher):
+    return helper(F.mse_loss(student, teacher))
+"""
+
+
+def written(tmp_path, before="", comment='"""Mine."""', body="0.1 * x"):
+    """The function `mine` of a file, as it stands after an edit."""
+    path = tmp_path / f"version{len(list(tmp_path.iterdir()))}.py"
+    path.write_text(MINE.format(before=before, comment=comment, body=body))
+    namespace = {"__name__": "mine", "__file__": str(path)}
+    exec(compile(path.read_text(), str(path), "exec"), namespace)
+    return namespace["mine"]
+
+
+def test_a_changed_function_never_returns_an_old_run_and_says_so(teacher, images, tmp_path, capsys):
+    files = tmp_path / "files"
+    files.mkdir()
+    where = {"runs_root": str(tmp_path / "runs")}
+    first = training.distill(student(teacher, written(files), **where), images, progress=False)
+    for same in (written(files, comment="# another comment"), written(files, before="# above\nOTHER = 3")):
+        assert training.distill(student(teacher, same, **where), images, progress=False) == first
+    assert "trained anew" not in capsys.readouterr().err
+    changed = training.distill(student(teacher, written(files, body="0.2 * x"), **where), images, progress=False)
+    assert changed != first and changed.metrics["loss"][0] != first.metrics["loss"][0]
+    said = capsys.readouterr().err
+    assert said == f"method computes something else than in {first.address}: trained anew\n"
+
+
+def test_a_changed_closure_value_is_another_run_in_training_too(teacher, images, tmp_path):
+    def mse(weight):
+        return lambda student, teacher: weight * (student - teacher).square().mean()
+
+    made = [student(teacher, mse(weight), runs_root=str(tmp_path)) for weight in (0.1, 0.2, 0.1)]
+    first, other, again = (training.distill(one, images, progress=False) for one in made)
+    assert first == again != other and first.metrics["loss"][0] != other.metrics["loss"][0]
+
+
+def test_a_method_is_told_what_it_asks_for(teacher, images, tmp_path):
+    told = []
+
+    def asking(student, teacher, target, index, epoch, view, clean):
+        told.append((view, len(student), int(epoch), index, target))
+        assert clean.student.shape == clean.teacher.shape == (len(clean.target), 10)
+        assert torch.equal(clean.target[index], target)
+        assert not teacher.requires_grad and student.requires_grad
+        return (student - teacher).square().mean()
+
+    def picked(images, target):
+        index = torch.arange(len(images)).flip(0)
+        return images[index], index
+
+    view = augmentation.AUGMENTATIONS.make(picked, keeps_target=True)
+    made = student(teacher, asking, view=view, epochs=2, runs_root=str(tmp_path))
+    training.distill(made, images, progress=False)
+    assert [(view, epoch) for view, _, epoch, *_ in told] == [
+        ("clean", 1),
+        ("augmented", 1),
+        ("clean", 2),
+        ("augmented", 2),
+    ]
+    assert torch.equal(told[1][3], torch.arange(64).flip(0)) and torch.equal(told[0][3], torch.arange(64))
+
+
+def test_a_view_that_changes_the_number_of_images_must_say_which_they_are(teacher, images, tmp_path):
+    made = student(teacher, "kd", view=lambda images: images[:3], runs_root=str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"the view 'lambda' of images \(64, 3, 16, 16\) is \(3, 3, 16, 16\): it must return"
+    ):
+        training.distill(made, images, progress=False)
+    picking = lambda images: (images[:3], torch.arange(3))  # noqa: E731
+    assert training.distill(
+        student(teacher, "kd", view=picking, runs_root=str(tmp_path)), images, progress=False
+    ).finished
+
+
+def test_dkd_trains_and_its_warm_up_follows_the_epoch(teacher, images, tmp_path):
+    for warmup in (1, 20):
+        made = student(teacher, f"dkd:warmup_epochs={warmup}", epochs=2, view="cutout", runs_root=str(tmp_path))
+        metrics = training.distill(made, images, progress=False).metrics
+        distances = metrics["loss_distance"].tolist()
+        if warmup == 1:
+            full = distances
+    assert distances[0] < full[0] / 10 and distances[1] / full[1] == pytest.approx(2 / 20, rel=0.5)
+
+
+def test_a_models_answer_must_be_logits(teacher, images, tmp_path):
+    bare = lambda num_classes: torch.nn.Conv2d(3, num_classes, 3)  # noqa: E731
+    with pytest.raises(
+        ValueError, match=r"the model lambda \(Conv2d\) answers a tensor \(2, 10, 14, 14\), not a tensor \(2, 10\)"
+    ):
+        training.train_teacher(TeacherConfig.of(bare, **SMALL, runs_root=str(tmp_path)), images, progress=False)
+
+
+def test_images_that_are_not_the_configurations_are_refused(images):
+    with pytest.raises(
+        ValueError, match="the images given are not those of the configuration: train_images 64, not 32"
+    ):
+        training.train_teacher(TeacherConfig.of("resnet8", **SMALL | {"train_images": 32}), images)
+
+
+def test_validation_images_choose_the_epoch_and_the_best_on_test_stays_a_column(tmp_path):
+    settings = SMALL | {"train_images": 200, "epochs": 6, "validation_images": 50, "runs_root": str(tmp_path)}
+    made = TeacherConfig.of("resnet8", **settings)
+    run = training.train_teacher(made, progress=False)
+    metrics, result = run.metrics.set_index("epoch"), run.result
+    chosen = metrics["validation_top1"].idxmax()
+    assert result["chosen_epoch"] == chosen and result["validation_top1"] == metrics["validation_top1"].max()
+    assert result["chosen_top1"] == metrics["test_top1"][chosen] and result["best_top1"] == metrics["test_top1"].max()
+    held = training.open_data(made)
+    best = training.load_model(made, run, 10, "best")
+    with torch.inference_mode():
+        answers = best(held.normalize(held.validation.images)).argmax(1)
+    assert 100 * float((answers == held.validation.labels).float().mean()) == pytest.approx(result["validation_top1"])
+    without = TeacherConfig.of("resnet8", **settings | {"validation_images": 0})
+    assert without.run(held).address != run.address
+
+
+def test_a_run_writes_down_what_acts_and_every_setting(teacher, images):
+    kept = teacher.run(images).config
+    assert kept["acts"] == json.loads(json.dumps(teacher.acts(images))) and kept["weight_decay"] == 5e-4
+    assert runs.Run(teacher.run(images).folder).row["milestones"] == "1 1 1"

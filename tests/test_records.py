@@ -1,0 +1,116 @@
+"""What is left of a run when its weights are gone: its record."""
+
+import shutil
+
+import pandas as pd
+import pytest
+
+from r2kd import experiments, records, runs, training
+
+TINY = {"train_images": 64, "test_images": 50, "epochs": 1, "teacher.epochs": 1, "device": "cpu", "seeds": 2}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """(settings, images): a study of two arms, trained."""
+    root = tmp_path_factory.mktemp("records")
+    where = {"runs_root": str(root / "runs"), "figures_root": str(root / "figures")}
+    settings = TINY | where | {"arms": "ce; kd cutmix", "fresh": False}
+    study = experiments.study("smoke", **settings)
+    images = study.open_data()
+    experiments.run_students(study, images)
+    return settings, images
+
+
+def copied(tiny, tmp_path):
+    """The same study in a clone that has the figures and not the runs."""
+    settings, images = tiny
+    shutil.copytree(settings["figures_root"], tmp_path / "figures")
+    moved = {"runs_root": str(tmp_path / "runs"), "figures_root": str(tmp_path / "figures")}
+    return experiments.study("smoke", **settings | moved), images
+
+
+def test_a_study_leaves_a_row_a_finished_run(tiny):
+    settings, images = tiny
+    study = experiments.study("smoke", **settings)
+    table = pd.read_csv(study.figures / "records.csv").set_index("address")
+    assert len(table) == 4 and set(table["arm"]) == {"cross-entropy", "KD cutmix"}
+    for student in experiments.run_students(study, images):
+        row = table.loc[student.run.address]
+        assert row["last_top1"] == pytest.approx(student.run.result["last_top1"], rel=1e-15)
+        assert (row["seed"], row["device"], row["precision"]) == (student.config.seed, "cpu", "float32")
+        assert {"seconds", "commit", "torch", "method.ce_weight"} <= set(table)
+    assert table.loc[table["method"] == "ce", "method.temperature"].isna().all()
+
+
+def test_without_weights_a_run_is_reported_from_its_record_and_marked(tiny, tmp_path, monkeypatch, capsys):
+    study, images = copied(tiny, tmp_path)
+    monkeypatch.setattr(training, "run_epochs", lambda *_: pytest.fail("trained again"))
+    students = experiments.run_students(study, images, weights=False)
+    here = experiments.run_students(experiments.study("smoke", **tiny[0]), images, weights=False)
+    assert "4 of 4 students are reported from their records" in capsys.readouterr().out
+    assert experiments.sources(students) == "; 4 of 4 runs from their records" and experiments.sources(here) == ""
+    tables = [experiments.results_table(found).drop(columns="source") for found in (students, here)]
+    assert tables[0].equals(tables[1])
+    assert experiments.curves_table(students).equals(experiments.curves_table(here))
+    assert set(experiments.results_table(students)["source"]) == {"record"}
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_needs_weights_or_is_fresh_is_trained(tiny, tmp_path):
+    study, images = copied(tiny, tmp_path)
+    fresh = experiments.study("smoke", **dict(study.made_of[1]) | {"fresh": True})
+    for found in (experiments.run_students(fresh, images, weights=False), experiments.run_students(study, images)):
+        assert {student.run.source for student in found} == {"run"} and all(s.run.finished for s in found)
+
+
+def test_a_record_is_found_in_whichever_study_it_stands(tiny, tmp_path):
+    study, images = copied(tiny, tmp_path)
+    other = experiments.study("smoke", **dict(study.made_of[1]) | {"arms": "kd cutmix; kd", "seeds": 1})
+    sources = {s.arm: s.run.source for s in experiments.run_students(other, images, weights=False)}
+    assert sources == {"KD cutmix": "record", "KD": "run"} and other.figures != study.figures
+
+
+def test_a_run_that_comes_out_otherwise_than_recorded_is_said_and_kept(tiny, tmp_path, capsys):
+    study, images = copied(tiny, tmp_path)
+    path = study.figures / "records.csv"
+    before = path.read_bytes()
+    experiments.run_students(study, images)
+    assert path.read_bytes() == before and "kept" not in capsys.readouterr().err  # the same numbers: the row stays
+    table = pd.read_csv(path)
+    table.loc[0, "last_top1"] += 1
+    table.to_csv(path, index=False)
+    experiments.run_students(study, images)
+    said = capsys.readouterr().err
+    assert said.count("the new one is kept") == 1 and table["address"][0] in said
+    assert sorted(path.read_text().splitlines()) != sorted(table.to_csv(index=False).splitlines())
+    assert pd.read_csv(path)["last_top1"][0] == table["last_top1"][0] - 1
+
+
+def test_records_of_two_machines_merge_and_what_differs_is_said(tiny, tmp_path, capsys):
+    study, _ = copied(tiny, tmp_path)
+    path = study.figures / "records.csv"
+    table = pd.read_csv(path)
+    here, there = tmp_path / "here.csv", tmp_path / "there.csv"
+    table[:3].to_csv(here, index=False)
+    theirs = table[1:].copy()
+    theirs.loc[1, ["last_top1", "device"]] = [12.5, "another"]
+    theirs.to_csv(there, index=False)
+    assert records.merge([here, there], here) == 4
+    said = capsys.readouterr().err
+    assert (
+        said.count("\n") == 1 and table["address"][1] in said and "12.50 % (another" in said and "first is kept" in said
+    )
+    assert pd.read_csv(here)["last_top1"].tolist() == pytest.approx(table["last_top1"].tolist())
+
+
+def test_a_table_that_is_none_of_records_is_named(tmp_path):
+    (tmp_path / "records.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"records\.csv is not a table of records"):
+        records.under(tmp_path)
+
+
+def test_all_runs_are_one_table(tiny):
+    table = runs.table(tiny[0]["runs_root"])
+    assert len(table) == 5 and (table["state"] == "finished").all()
+    assert set(table["method"].dropna()) == {"ce", "kd"} and table["view.draws"].dropna().unique().tolist() == ["batch"]
