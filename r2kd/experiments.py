@@ -521,6 +521,17 @@ def sources(students: Iterable[Student]) -> str:
     return f"; {recorded} of {len(sources)} runs from their records" if recorded else ""
 
 
+def arms_table(study: Study) -> pd.DataFrame:
+    """A row an arm, by its label: the options of its method, its view and its pruning that act; empty where it has none."""
+    rows = {}
+    for arm, config in study.arms.items():
+        acting = {"method": config.method.options}
+        acting |= {"view": config.view.options} if config.view.entry.drawn else {}
+        acting |= {"pruning": config.pruning.options} if config.pruned else {}
+        rows[arm] = {option: value for options in acting.values() for option, value in options.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").astype(object).replace({float("nan"): ""})
+
+
 def results_table(students: Iterable[Student]) -> pd.DataFrame:
     """A row a run: arm, seed, the last and the best epoch's test accuracy in percent, which epoch was best, and its source.
 

@@ -1,6 +1,8 @@
 """One idea, one entry."""
 
 import ast
+import dataclasses
+from functools import partialmethod
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +10,7 @@ import nbformat
 import pytest
 
 import r2kd
-from r2kd import augmentation, data, entries, experiments, methods, models, parts, robustness
+from r2kd import __main__, augmentation, config, data, entries, experiments, methods, models, parts, robustness
 from r2kd.entries import Registry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,20 +146,28 @@ def test_nothing_compares_the_name_or_label_of_an_entry():
 
 
 def test_a_setting_is_said_in_one_place():
-    """Its name as a field, an argument or a dictionary's key with a default stands in r2kd/parts.py and in no other file."""
-    own = [parts.Data, parts.Recipe, parts.Pruning, parts.Machine, parts.Design]
-    settings = {name for part in own for name in part().options}
-    for where, tree in sources():
-        fields = [
-            n.target.id for n in ast.walk(tree) if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
-        ]
-        if where != "r2kd/parts.py" and not where.endswith("published.py"):
-            kept = {"teacher", "seeds", "arms", "fresh", "figures_root"} if where == "r2kd/experiments.py" else set()
-            kept |= {"teacher"} if where == "r2kd/config.py" else set()
-            assert not (settings & set(fields)) - kept, where
-    assert not [
-        c for c in ast.walk(ast.parse((ROOT / "run_all.py").read_text())) if getattr(c, "value", None) == "--epochs"
-    ]
+    """Fields of the recipe and the pruning stand in r2kd/parts.py; command line, run_all and notebooks' parameters follow."""
+    names = {*parts.Recipe().options, *parts.Pruning().options, "train_images", "test_images", "validation_images"}
+    for path in (ROOT / "run_all.py", ROOT / "r2kd" / "__main__.py"):
+        words = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not {f"--{name.replace('_', '-')}" for name in names} & words and not names & words, path.name
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        (cell,) = (c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", []))
+        given = {node.targets[0].id for node in ast.parse(cell.source).body}
+        assert {"profile", "settings"} <= given <= {"profile", "settings", "published_root", "download"}
+
+
+def test_a_new_setting_is_an_option_of_the_command_line_and_a_setting_of_a_study(monkeypatch):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Recipe(parts.Recipe):
+        warmup: int = parts.setting(0, "epochs of warm-up")
+
+    monkeypatch.setattr(__main__, "Recipe", Recipe)
+    monkeypatch.setattr(config.TeacherConfig, "__init__", partialmethod(config.TeacherConfig.__init__, recipe=Recipe()))
+    options = __main__.parser().parse_args(["teacher", "-d", "digits", "-m", "resnet8", "--warmup", "3"])
+    assert options.warmup == "3"
+    made = config.TeacherConfig.of("resnet8", **__main__._settings(options, Recipe))
+    assert made["warmup"] == 3 and made.recipe.acts()["warmup"] == 3
 
 
 def test_the_package_names_its_kinds_once():

@@ -57,8 +57,9 @@ def test_predict_is_the_model_on_normalised_images_in_any_batch_size(digits, mod
 def test_a_corruption_grows_with_its_severity_and_is_nothing_at_zero(name, digits):
     images = digits.normalize(digits.test.images)
     changes = []
-    for severity in (0, *robustness.SEVERITIES[name]):
-        corrupted = robustness.CORRUPTIONS[name](images, severity, generator(0, name))
+    corruption = robustness.CORRUPTIONS.choose(name)
+    for severity in (0, *corruption.entry.severities):
+        corrupted = corruption(images=images, severity=severity, generator=generator(0, name))
         assert corrupted.shape == images.shape
         changes.append(float((corrupted - images).norm()))
     assert changes[0] < 1e-3 and changes == sorted(changes) and changes[1] > 0
@@ -78,7 +79,7 @@ def test_every_model_meets_the_same_corrupted_images(digits, model):
 def test_the_robustness_table_has_a_row_for_each_severity_and_the_clean_images(digits, model):
     clean = evaluation.predict(model, digits.test, digits)
     table = robustness.robustness_table(model, digits, clean)
-    assert len(table) == sum(1 + len(severities) for severities in robustness.SEVERITIES.values())
+    assert len(table) == sum(1 + len(entry.severities) for entry in robustness.CORRUPTIONS.values())
     top1 = evaluation.accuracy(clean, digits.test.labels)
     assert [row["top1"] for row in table if row["severity"] == 0] == [top1] * 3
 

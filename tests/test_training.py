@@ -126,7 +126,7 @@ def test_the_augmented_view_is_drawn_as_the_switches_say(images, teacher, monkey
     entry = augmentation.AUGMENTATIONS.make(cutmixpick)
     monkeypatch.setitem(augmentation.AUGMENTATIONS._entries, "cutmixpick", entry)
     for name in fidelity.PRESETS:
-        config = student(teacher, teacher.runs_root, view="cutmixpick", fidelity=name, epochs=1, seed=77)
+        config = student(teacher, teacher["runs_root"], view="cutmixpick", fidelity=name, epochs=1, seed=77)
         training.distill(config, images, progress=False)
     assert set(asked) == {("batch", "before"), ("sample", "after")}
 
