@@ -74,13 +74,13 @@ def main(arguments: list[str] | None = None) -> int:
 def settings_of(options: argparse.Namespace) -> dict:
     """What was set, by flags and by --set; paths absolute, as notebooks run in their own folder."""
     from r2kd.__main__ import read_pairs
-    from r2kd.data import DATASETS
+    from r2kd.data import named
 
     names = [setting.name for part in (Design, Data, Recipe, Pruning, Machine) for setting in fields(part)]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     given |= read_pairs(options.set)
     for name, value in given.items():
-        folder = name == "dataset" and value not in DATASETS and Path(value).expanduser().is_dir()
+        folder = name == "dataset" and not named(value) and Path(value).expanduser().is_dir()
         if name in PATHS or folder:
             given[name] = str(Path(value).expanduser().resolve())
     return given

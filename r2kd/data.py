@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 from torchvision.datasets import CIFAR100, ImageFolder
 from torchvision.datasets.utils import download_url
 
-from . import ROOT
+from . import ROOT, entries
 from .entries import Registry
 from .image_files import ImageFiles, decode, open_image
 from .progress import tqdm
@@ -119,7 +119,7 @@ class ImageData:
     std: tuple[float, float, float]
     flip: bool  # whether a mirrored image is of the same class
     policy: str  # torchvision's AutoAugment policy
-    fingerprint: str  # of what is in the files, so that a run on other images is another run
+    fingerprint: str = ""  # of what is in the files, so that a run on other images is another run; empty: load finds it
     of_classes: int | None = None  # of how many classes only those with training images were kept
     validation: Split | None = None  # training images that are kept out of training
     of_images: tuple[int, int] | None = None  # training and test images before any subset
@@ -215,9 +215,10 @@ def load(
     name = str(name_or_folder)
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, not {image_size}")
-    if name in DATASETS:
-        given = {"root": root_folder(root), "image_size": image_size, "splits": splits, "stream": stream}
-        return replace(DATASETS.choose(name)(**given), name=name)
+    if named(name):
+        chosen = DATASETS.choose(name)
+        made = chosen(root=root_folder(root), image_size=image_size, splits=splits, stream=stream)
+        return replace(made, name=str(chosen), fingerprint=made.fingerprint or _hash_of_pixels(made))
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise ValueError(f"unknown data set {name!r}: neither one of {', '.join(DATASETS)} nor a folder")
@@ -226,9 +227,23 @@ def load(
     return _folder(folder, image_size, splits, stream)
 
 
+def named(dataset: str) -> bool:
+    """Whether a data set is one of DATASETS, with options or without, and no folder."""
+    return entries.split(dataset)[0] in DATASETS
+
+
 def recipe(dataset: str) -> dict[str, Any]:
     """The settings that a data set of this name is usually trained with; none for a folder."""
-    return dict(DATASETS[dataset].recipe) if dataset in DATASETS else {}
+    return dict(DATASETS[entries.split(dataset)[0]].recipe) if named(dataset) else {}
+
+
+def _hash_of_pixels(images: ImageData) -> str:
+    """The fingerprint of images in memory whose entry gives none: a hash of their pixels and labels."""
+    found = hashlib.sha256()
+    for part in (images.train, images.test):
+        for tensor in (part.images, part.labels) if part else ():
+            found.update(tensor.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def root_folder(root: str | Path | None = None) -> Path:

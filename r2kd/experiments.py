@@ -429,8 +429,8 @@ def _short(value: Any) -> str:
 
 def _dataset_folder(dataset: str) -> str:
     """A data set's name; a folder's name and a hash of its place, as two of one name are two."""
-    if dataset in data.DATASETS:
-        return dataset
+    if data.named(dataset):
+        return _short(dataset)
     folder = Path(dataset).expanduser().resolve()
     return f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:6]}"
 
@@ -528,7 +528,9 @@ def arms_table(study: Study) -> pd.DataFrame:
         acting = {"method": config.method.options}
         acting |= {"view": config.view.options} if config.view.entry.drawn else {}
         acting |= {"pruning": config.pruning.options} if config.pruned else {}
-        rows[arm] = {option: value for options in acting.values() for option, value in options.items()}
+        rows[arm] = {}
+        for part, options in acting.items():
+            rows[arm] |= {f"{part}.{name}" if name in rows[arm] else name: value for name, value in options.items()}
     return pd.DataFrame.from_dict(rows, orient="index").astype(object).replace({float("nan"): ""})
 
 

@@ -74,11 +74,10 @@ class Run:
         if self.record is not None:
             return dict(self.record)
         state = "finished" if self.finished else f"unfinished, {len(self.metrics) if self._begun else 0} epochs"
-        settings = {
-            name: _cell(value)
-            for name, value in self.config.items()
-            if name.rpartition(".")[2] not in (*_PLACES, "acts")
-        }
+        settings = _flat({name: value for name, value in self.config.items() if name != "acts"})
+        settings = {name: value for name, value in settings.items() if name.rpartition(".")[2] not in _PLACES}
+        for name in settings.keys() & _PATHS:  # a record goes to where others read it
+            settings[name] = Path(settings[name]).name
         row = {"address": self.address, "state": state} | settings
         if self.finished:
             row |= self.result | {
@@ -131,6 +130,7 @@ RESULTS = ("last_top1", "best_top1", "best_epoch", "chosen_top1", "chosen_epoch"
 RESULTS += ("last_top5", "last_loss", "seconds")
 MACHINE = ("device", "precision", "threads", "platform", "torch", "started", "commit")
 _PLACES = ("device", "data_root", "runs_root")
+_PATHS = {"dataset", "teacher.dataset", "checkpoint", "teacher.checkpoint"}
 
 
 def at(root: str | Path | None, title: str, acts: dict[str, Any]) -> Run:

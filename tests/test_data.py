@@ -999,3 +999,23 @@ def test_another_label_is_another_fingerprint(tmp_path):
 def test_the_cifar100_archive_is_not_scaled_behind_ones_back(tmp_path):
     with pytest.raises(ValueError, match="the CIFAR-100 archive has 32 pixels, not 64"):
         data.load("cifar100", tmp_path, image_size=64)
+
+
+def test_a_data_set_of_ones_own_is_an_entry_whose_options_and_contents_count(tmp_path):
+    def stripes(splits, *, width=2, shade=200):
+        pixels = (torch.arange(16) // width % 2 * shade).to(torch.uint8).expand(4, 3, 16, 16).contiguous()
+        part = data.Split(pixels, torch.tensor([0, 1, 0, 1]))
+        about = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "flip": False, "policy": "cifar10"}
+        return data.ImageData("stripes", ("a", "b"), part, part if "test" in splits else None, **about)
+
+    data.dataset("Stripes", recipe={"epochs": 3})(stripes)
+    try:
+        loaded, wide, again = (data.load(name) for name in ("stripes", "stripes:width=4", "stripes"))
+        assert loaded.fingerprint == again.fingerprint != wide.fingerprint and wide.name == "stripes:width=4"
+        assert (
+            data.recipe("stripes:width=4") == {"epochs": 3} and data.named("stripes") and not data.named(str(tmp_path))
+        )
+        with pytest.raises(ValueError, match="unknown option 'depth' of data set 'stripes'; known: width, shade"):
+            data.load("stripes:depth=1")
+    finally:
+        data.DATASETS._entries.pop("stripes")

@@ -21,6 +21,7 @@ RELEASED = {
     "kd_T4": lambda student, teacher, target: losses.kd_loss(student, teacher),
     "r2kd_value_T4_w2": lambda student, teacher, target: 2 * losses.value_loss(student, teacher),
     "r2kd_value_T1_w1": lambda student, teacher, target: losses.value_loss(student, teacher, temperature=1.0),
+    "dkd_a1_b8_T4": lambda student, teacher, target: losses.dkd_loss(student, teacher, target, 4.0, 1.0, 8.0),
     "dist_b1_g1_T1": lambda student, teacher, target: losses.dist_loss(student, teacher, temperature=1.0),
     "r2kd_rank_T4_w2": lambda student, teacher, target: 2 * losses.rank_loss(student, teacher),
 }
@@ -36,6 +37,11 @@ def test_values_and_gradients_are_the_released_ones(name, case, golden):
     if f"{case}/{name}/grad" in numbers:
         loss.backward()
         np.testing.assert_allclose(student.grad.numpy(), numbers[f"{case}/{name}/grad"], rtol=1e-6, atol=1e-12)
+
+
+def test_no_loss_of_the_golden_file_is_left_out(golden):
+    names = {key.split("/")[1] for key in np.load(golden / "losses.npz")}
+    assert names - {"student", "teacher", "target"} == set(RELEASED)
 
 
 def logits(seed: int, batch: int, classes: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,3 +195,32 @@ def test_losses_and_gradients_are_finite_at_the_extremes(student, teacher, dtype
             continue
         loss.backward()
         assert given.grad.isfinite().all()
+
+
+@cases
+def test_dkd_is_two_divergences_of_the_softened_outputs(seed, batch, classes, scale):
+    student, teacher = logits(seed, batch, classes, scale)
+    target = torch.arange(batch) % classes
+    p, q = ((values / 4).softmax(1) for values in (student, teacher))
+    rows = torch.arange(batch)
+    binary = [torch.stack((v[rows, target], 1 - v[rows, target]), dim=1) for v in (p, q)]
+    target_kl = (binary[1] * (binary[1].log() - binary[0].log())).sum(1).mean()
+    others = [v.masked_fill(torch.nn.functional.one_hot(target, classes).bool(), 0) for v in (p, q)]
+    r, s = (v / v.sum(1, keepdim=True) for v in others)
+    others_kl = torch.where(s > 0, s * (s.log() - r.log()), 0).sum(1).mean()
+    expected = 16 * (2 * target_kl + 3 * others_kl)
+    torch.testing.assert_close(losses.dkd_loss(student, teacher, target, 4.0, 2.0, 3.0), expected, rtol=1e-6, atol=1e-9)
+    assert losses.dkd_loss(student, student, target).item() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_dkd_is_finite_at_the_extremes_and_its_gradient_is_right(dtype):
+    target = torch.tensor([0, 1, 2])
+    for student in (torch.zeros(3, 4), 1e4 * torch.eye(3, 4), -1e4 * torch.eye(3, 4)):
+        for teacher in (torch.zeros(3, 4), 1e4 * torch.eye(3, 4), -1e4 * torch.eye(3, 4)):
+            asked = student.to(dtype).requires_grad_()
+            loss = losses.dkd_loss(asked, teacher.to(dtype), target)
+            loss.backward()
+            assert loss.isfinite() and asked.grad.isfinite().all() and loss.dtype != torch.bfloat16
+    given = [values.requires_grad_() for values in logits(0, 3, 5, 2.0)]
+    assert torch.autograd.gradcheck(lambda *both: losses.dkd_loss(*both, target), given)
