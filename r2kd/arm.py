@@ -87,7 +87,7 @@ class Arm:
         views = list(self.config.views.values())
         taught = getattr(self.config, "taught", False)
         answers = [batch.teacher_logits(view, self.config) for view in views] if taught else []
-        epoch = torch.tensor(self.epoch + 1.0).to(self.device, non_blocking=True)
+        epoch = torch.full((), self.epoch + 1.0, device=self.device)  # filled there, not copied
         self._gradients(batch.target, epoch, batch.index[views[-1]], *(batch.images[view] for view in views), *answers)
         self.optimizer.step()
         self.images += len(batch.target)

@@ -112,7 +112,7 @@ def epoch_batches(
     }
     layout = acceleration.layout(plain)
     context = {"mean": images.mean, "std": images.std, "policy": images.policy}
-    context["epoch"] = torch.tensor(epoch + 1.0, device=images.train.labels.device)
+    context["epoch"] = torch.full((), epoch + 1.0, device=images.train.labels.device)
     indices = data.batch_indices(len(images.train), batch_size, order)
     for pixels, target in images.train.batches(indices):
         cropped = data.crop_and_flip(pixels, images.image_size // 8, images.flip, crops)
