@@ -45,7 +45,7 @@ class Option:
     def read(self, value: Any, of: str) -> Any:
         """`value`, or what a text says, as this option has it. Raises ValueError for what it cannot be."""
         if isinstance(value, str) and (str not in self.types or (self.choices and value not in self.choices)):
-            value = _parsed(value)
+            value = parsed(value)
         if type(value) is int and float in self.types and int not in self.types:
             value = float(value)
         if tuple in self.types and isinstance(value, list | range):
@@ -60,7 +60,8 @@ class Option:
         return value
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """The number, truth value, None or list that a text writes; else the text."""
     try:
         return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
     except (ValueError, SyntaxError):

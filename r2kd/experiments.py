@@ -317,7 +317,7 @@ def _configure(
     What is given of the pruning is for the arms that prune: KD's teacher stays dense.
     """
     if isinstance(spec, DistillConfig):
-        return spec
+        return spec if spec.teacher else replace(spec, teacher=teacher)
     own = {"method": spec}
     if isinstance(spec, str | Mapping):
         own = _parsed(spec) if isinstance(spec, str) else dict(spec)
@@ -358,7 +358,10 @@ def _labels(given: list[str | None], configs: list[DistillConfig]) -> list[str]:
         if len(same) > 1:
             raise ValueError(f"two arms are the same: {labels[i]}")
     computed = [digest((c.model.entry.function, c.method.entry.function, c.view.entry.function))[:6] for c in configs]
-    return [f"{a} ({b})" if labels.count(a) > 1 else a for a, b in zip(labels, computed, strict=True)]
+    told = [f"{a} ({b})" if labels.count(a) > 1 else a for a, b in zip(labels, computed, strict=True)]
+    if twice := [label for label in told if told.count(label) > 1]:
+        raise ValueError(f"two arms are called {twice[0]!r}: give them labels, arms={{label: arm, ...}}")
+    return told
 
 
 def _label(config: DistillConfig, among: list[DistillConfig]) -> str:
@@ -385,10 +388,12 @@ _SEEN = ("image_size", "train_images", "test_images", "validation_images", "epoc
 
 
 def _settings(design: Design, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What was set and acts, beside data set, models, arms and seeds."""
+    """What was set and acts, beside data set, models, arms and seeds; 2, 2.0 and "2" are one."""
     places = {name for name in Machine().options if name not in Machine(plain=True).acts()}
-    set_ = {name: value for name, value in given.items() if name.rpartition(".")[2] not in places}
-    return set_ | ({} if design.fidelity == "released" else {"fidelity": design.fidelity})
+    acting = {name: value for name, value in given.items() if name.rpartition(".")[2] not in places}
+    acting |= {} if design.fidelity == "released" else {"fidelity": design.fidelity}
+    values = {name: entries.parsed(value) if isinstance(value, str) else value for name, value in acting.items()}
+    return {name: f"{value:g}" if isinstance(value, float) else value for name, value in values.items()}
 
 
 def _said(design: Design, given: Mapping[str, Any]) -> str:

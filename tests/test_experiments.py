@@ -169,6 +169,8 @@ def test_labels_are_what_differs_among_the_arms():
     assert one != other and one.startswith("lambda")
     with pytest.raises(ValueError, match="two arms are the same: KD"):
         study(arms="kd; ce; kd")
+    with pytest.raises(ValueError, match="two arms are called 'KD': give them labels"):
+        study(arms="kd; kd teacher.epochs=3")
 
 
 @pytest.mark.parametrize(
@@ -210,6 +212,7 @@ def test_studies_that_differ_share_no_figures(tmp_path):
     ]
     folders = [study(**change).figures for change in changes]
     assert len(set(folders)) == len(changes)
+    assert study(temperature=2.0).figures == study(temperature="2").figures == study(temperature=2).figures
     for nothing in ({"device": "cpu"}, {"runs_root": "elsewhere"}, {"fresh": True}, {"seeds": 3}):
         assert study(**nothing).figures == folders[0]
 
