@@ -128,7 +128,7 @@ class Run:
 
 RESULTS = ("last_top1", "best_top1", "best_epoch", "chosen_top1", "chosen_epoch", "validation_top1")
 RESULTS += ("last_top5", "last_loss", "seconds")
-MACHINE = ("device", "precision", "threads", "platform", "torch", "started", "commit")
+MACHINE = ("device", "precision", "threads", "torch", "started", "commit")
 _PLACES = ("device", "data_root", "runs_root")
 _PATHS = {"dataset", "teacher.dataset", "checkpoint", "teacher.checkpoint"}
 
@@ -245,9 +245,15 @@ def package() -> str:
 
 @cache  # asked for each run
 def commit() -> str:
-    """The clone's commit, "+" behind it where tracked files were changed; "unknown" outside of a clone."""
+    """The clone's commit, "+" behind it where its code was changed; "unknown" outside of a clone."""
     try:
-        call = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(call, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        code = ["--", ".", ":(exclude)figures"]  # which a study writes itself
+        changed = _git("status", "--porcelain", "--untracked-files=no", *code)
+        return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    call = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(call, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from r2kd import losses
@@ -56,10 +56,14 @@ cases = given(st.integers(0, 10_000), st.integers(2, 12), st.integers(2, 12), st
 def test_every_distance_of_a_thing_to_itself_is_zero(seed, batch, classes, scale):
     # a class without weight, or with the same weight in all samples, counts as distant, even from itself
     student, _ = logits(seed, batch, classes, min(scale, 2))
+    assume(
+        (student.amax(dim=1) - student.amin(dim=1)).min() > 4e-3
+    )  # as good as equal logits are distant by soft ranks
     for name, distance in DISTANCES.items():
         if name != "dist":
             assert distance(student, student).item() == pytest.approx(0, abs=1e-3)
     student, _ = logits(seed, 6 * batch, classes, 2)  # two samples of one class may be as good as alike
+    assume((student / 4).softmax(dim=1).std(dim=1).min() > 3e-3)
     assert losses.dist_loss(student, student).item() == pytest.approx(0, abs=1e-2)
 
 
