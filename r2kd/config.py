@@ -102,7 +102,7 @@ class TeacherConfig:
 
     def acts(self, images: ImageData) -> dict[str, Any]:
         """What the numbers of a run depend on: of the parts in use, what differs from its default. `images`: its data set."""
-        acting = {"model": self.model.acts(), "data": _acting_data(self.data, images)}
+        acting = {"model": self.model.acts(), "data": acting_data(self.data, images)}
         if self.checkpoint is not None:
             return acting | {"checkpoint": models.checkpoint_digest(self.checkpoint)}
         resolved = {"learning_rate": self.learning_rate, "milestones": self.milestones}
@@ -262,7 +262,7 @@ def _title(*words: str) -> str:
     return "-".join(re.sub(r"[^\w.+]+", "_", word) for word in words)
 
 
-def _acting_data(data: Data, images: ImageData) -> dict[str, Any]:
+def acting_data(data: Data, images: ImageData) -> dict[str, Any]:
     """The images themselves and how many of them: by number, so that "all" and a number above it are one."""
     train, test = images.of_images or (len(images.train), len(images.test))
     kept = {"train_images": min(data.train_images or train, train - data.validation_images)}

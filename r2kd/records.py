@@ -66,7 +66,8 @@ def merge(paths: list[Path], into: Path) -> int:
 
 
 def _apart(row: dict, other: dict) -> bool:
-    return any(row.get(name) != other.get(name) for name in _NUMBERS)
+    pairs = [(row.get(name), other.get(name)) for name in _NUMBERS]
+    return any(one != two and not (pd.isna(one) and pd.isna(two)) for one, two in pairs)
 
 
 def _differing(row: dict, other: dict) -> str:

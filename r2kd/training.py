@@ -13,7 +13,7 @@ from . import acceleration, data, evaluation, models, runs
 from .acceleration import resolve_device
 from .arm import Arm
 from .batch import Teachers
-from .config import Config, DistillConfig, TeacherConfig
+from .config import Config, DistillConfig, TeacherConfig, acting_data
 from .data import ImageData
 from .loop import run_epochs
 from .parts import Data
@@ -140,13 +140,10 @@ def _given_teacher(config: TeacherConfig, images: ImageData) -> Run:
     return run
 
 
-_SUBSETS = ("train_images", "test_images")  # of which there may be fewer than asked for
-
-
 def _check_images(wanted: Data, images: ImageData) -> None:
     """Raises ValueError where `images` are not as many as the configuration says: its run would be taken for another."""
+    counts = acting_data(wanted, images)
     held = {"train_images": images.train, "test_images": images.test, "validation_images": images.validation or ()}
     for name, split in held.items():
-        asked = wanted.options[name]
-        if asked is not None and (len(split) > asked or (name not in _SUBSETS and len(split) < asked)):
+        if len(split) != (asked := counts.get(name, 0)):
             raise ValueError(f"the images given are not those of the configuration: {name} {len(split)}, not {asked}")

@@ -234,6 +234,8 @@ def test_images_that_are_not_the_configurations_are_refused(images):
         ValueError, match="the images given are not those of the configuration: train_images 64, not 32"
     ):
         training.train_teacher(TeacherConfig.of("resnet8", **SMALL | {"train_images": 32}), images)
+    with pytest.raises(ValueError, match="not those of the configuration: train_images 64, not 1000"):
+        training.train_teacher(TeacherConfig.of("resnet8", **SMALL | {"train_images": None}), images)
 
 
 def test_validation_images_choose_the_epoch_and_the_best_on_test_stays_a_column(tmp_path):

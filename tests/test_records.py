@@ -4,8 +4,9 @@ import shutil
 
 import pandas as pd
 import pytest
+import torch
 
-from r2kd import experiments, records, runs, training
+from r2kd import experiments, models, records, runs, training
 
 TINY = {"train_images": 64, "test_images": 50, "epochs": 1, "teacher.epochs": 1, "device": "cpu", "seeds": 2}
 
@@ -114,3 +115,15 @@ def test_all_runs_are_one_table(tiny):
     table = runs.table(tiny[0]["runs_root"])
     assert len(table) == 5 and (table["state"] == "finished").all()
     assert set(table["method"].dropna()) == {"ce", "kd"} and table["view.draws"].dropna().unique().tolist() == ["batch"]
+
+
+def test_a_teacher_whose_weights_are_given_has_a_record_that_stays(tmp_path, capsys):
+    torch.save(models.create("resnet20", 10).state_dict(), tmp_path / "mine.pth")
+    where = {"runs_root": str(tmp_path / "runs"), "figures_root": str(tmp_path / "figures")}
+    study = experiments.study("smoke", **TINY | where, arms="ce", teacher_checkpoint=str(tmp_path / "mine.pth"))
+    images = study.open_data()
+    for _ in range(2):
+        experiments.run_teacher(study, images)
+    (row,) = pd.read_csv(study.figures / "records.csv").to_dict("records")
+    assert row["checkpoint"] == "mine.pth" and row["address"].startswith("teacher-digits-resnet20-given-")
+    assert "kept" not in capsys.readouterr().err
