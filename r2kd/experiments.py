@@ -359,7 +359,7 @@ def _labels(given: list[str | None], configs: list[DistillConfig]) -> list[str]:
             raise ValueError(f"two arms are the same: {labels[i]}")
     computed = [digest((c.model.entry.function, c.method.entry.function, c.view.entry.function))[:6] for c in configs]
     told = [f"{a} ({b})" if labels.count(a) > 1 else a for a, b in zip(labels, computed, strict=True)]
-    if twice := [label for label in told if told.count(label) > 1]:
+    if twice := [label for label, name in zip(labels, told, strict=True) if told.count(name) > 1]:
         raise ValueError(f"two arms are called {twice[0]!r}: give them labels, arms={{label: arm, ...}}")
     return told
 

@@ -1,7 +1,9 @@
 """What a user brings: a method, a view, a corruption, a teacher, settings, in one file and one command; and in a cell."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,14 +40,21 @@ def readme_block(language: str, after: str) -> str:
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """The README's method, a view, a corruption and a teacher of one's own, in a smoke study: (folder, its figures)."""
+    """The README's method, a view, a corruption and a teacher of one's own, in a smoke study: (folder, its figures).
+
+    By the run_all.py of a clone beside this one, which is installed or on the path: it must be the clone's code that runs.
+    """
     folder = tmp_path_factory.mktemp("own")
+    for name in ("r2kd", "notebooks"):
+        shutil.copytree(ROOT / name, folder / "clone" / name)
+    for name in ("run_all.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder / "clone" / name)
     (folder / "my_methods.py").write_text(readme_block("python", "## Your own method") + BESIDE)
     parallel = {f"module.{name}": value for name, value in models.create("resnet20", 10).state_dict().items()}
     torch.save({"state_dict": parallel}, folder / "mine.pth")
     command = [
         sys.executable,
-        str(ROOT / "run_all.py"),
+        str(folder / "clone" / "run_all.py"),
         "--profile",
         "smoke",
         "--only",
@@ -55,16 +64,24 @@ def own(tmp_path_factory):
     ]
     command += ["--arms", "ce; r2kd; mse; mse:weight=0.5 turned:turns=2", "--teacher-checkpoint", "mine.pth"]
     command += ["--set", "temperature=2", "--set", "value_weight=1", "--batch-size", "32", "--seeds", "3"]
-    where = ["--runs-root", "runs", "--figures-root", "figures", "--device", "cpu", "--train-images", "64"]
-    done = subprocess.run([*command, *where], capture_output=True, text=True, cwd=folder)
+    where = ["--runs-root", "runs", "--device", "cpu", "--train-images", "64", "--test-images", "100"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("R2KD")}
+    done = subprocess.run([*command, *where], capture_output=True, text=True, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    (figures,) = (folder / "figures" / "digits").iterdir()
+    (figures,) = (folder / "clone" / "figures" / "digits").iterdir()
     return folder, figures
 
 
 def test_the_readmes_method_is_five_lines_and_its_command_names_it():
     assert len([line for line in readme_block("python", "## Your own method").splitlines() if line.strip()]) == 4
     assert 'mse:weight=0.5 cutmix"' in readme_block("sh", "## Your own method")
+
+
+def test_a_clone_beside_an_installed_one_runs_its_own_code_and_writes_into_itself(own):
+    folder, figures = own
+    (executed,) = folder.glob("runs/notebooks/*/*/02_*.ipynb")
+    assert str(folder / "clone" / "r2kd") in executed.read_text() and str(ROOT / "r2kd") not in executed.read_text()
+    assert len(list(figures.glob("*.png"))) == 7
 
 
 def test_ones_own_arms_are_in_every_table_of_students_and_in_every_figure(own):

@@ -182,20 +182,11 @@ def test_the_committed_figures_have_their_tables():
             assert isinstance(figures.draw(path.stem, pd.read_csv(path)), Figure)
 
 
-def test_a_clone_beside_an_installed_one_runs_its_own_code_writes_into_itself_and_tells_what_it_made(tmp_path):
-    """Here r2kd is installed, or on the path, from this clone."""
-    clone, study = tmp_path / "clone", Path("digits", "smoke-res20_res8")
-    for name in ("r2kd", "notebooks"):
-        shutil.copytree(ROOT / name, clone / name)
-    for name in ("run_all.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, clone / name)
-    (clone / "figures" / study).mkdir(parents=True)
-    (clone / "figures" / study / "students.csv").write_text("arm,mean\nan older run's,99\n")
-    command = [sys.executable, str(clone / "run_all.py"), "--profile", "smoke", "--only", "01", "--device", "cpu"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("R2KD")}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    executed = (clone / "runs" / "notebooks" / study / "01_teacher_pruning.ipynb").read_text()
-    assert str(clone / "r2kd") in executed and str(ROOT / "r2kd") not in executed
-    assert len(list((clone / "figures" / study).glob("*.png"))) == 4
-    assert "an older run" not in done.stdout and "\n4 figures, each with its CSV" in done.stdout
+def test_of_what_lies_in_the_folder_only_what_was_made_now_is_told(tmp_path, capsys):
+    (tmp_path / "students.csv").write_text("arm,mean\nan older run's,99\n")
+    (tmp_path / "students.png").write_bytes(b"")
+    os.utime(tmp_path / "students.png", (1, 1))
+    (tmp_path / "pruning_layers.png").write_bytes(b"")
+    run_all.summarise(tmp_path, tmp_path / "executed", begun=2)
+    told = capsys.readouterr().out
+    assert told.startswith("1 figures, each with its CSV") and "older" not in told
