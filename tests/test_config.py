@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
+from PIL import Image
 
 from r2kd import augmentation, config, methods, parts, runs, training
 from r2kd.config import DistillConfig, TeacherConfig
@@ -259,3 +261,21 @@ def test_a_run_writes_down_what_acts_and_every_setting(teacher, images):
     kept = teacher.run(images).config
     assert kept["acts"] == json.loads(json.dumps(teacher.acts(images))) and kept["weight_decay"] == 5e-4
     assert runs.Run(teacher.run(images).folder).row["milestones"] == "1 1 1"
+
+
+def test_images_replaced_by_others_of_equal_names_and_sizes_are_another_run(tmp_path):
+    def paint(shade):
+        for split in ("train", "test"):
+            for label in "ab":
+                path = tmp_path / split / label / "1.bmp"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (16, 16), (shade, 9, 9)).save(path)
+                os.utime(path, (1, 1))
+
+    made, found = TeacherConfig.of("resnet8", dataset=str(tmp_path), epochs=1, device="cpu"), []
+    for shade in (10, 20, 10):
+        paint(shade)
+        held = training.open_data(made)
+        found.append((made.run(held).address, int(held.train.images[0, 0, 0, 0])))
+    assert [shade for _, shade in found] == [10, 20, 10]
+    assert found[0] == found[2] and found[0][0] != found[1][0]

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from r2kd import experiments, models, records, runs, training
+from r2kd import experiments, models, records, runs, stats, training
 
 TINY = {"train_images": 64, "test_images": 50, "epochs": 1, "teacher.epochs": 1, "device": "cpu", "seeds": 2}
 
@@ -127,3 +127,12 @@ def test_a_teacher_whose_weights_are_given_has_a_record_that_stays(tmp_path, cap
     (row,) = pd.read_csv(study.figures / "records.csv").to_dict("records")
     assert row["checkpoint"] == "mine.pth" and row["address"].startswith("teacher-digits-resnet20-given-")
     assert "kept" not in capsys.readouterr().err
+
+
+def test_two_temperatures_are_two_rows(tiny, tmp_path):
+    where = {"runs_root": str(tmp_path / "runs"), "figures_root": str(tmp_path / "figures")}
+    study = experiments.study("smoke", **TINY | where, arms="kd; kd:temperature=1")
+    students = experiments.run_students(study, tiny[1])
+    table = stats.mean_interval(experiments.results_table(students), experiments.ARM, "last_top1")
+    assert table["arm"].tolist() == ["KD, temperature 4", "KD, temperature 1"] and table["n"].tolist() == [2, 2]
+    assert len({student.run.address for student in students}) == 4
