@@ -18,6 +18,7 @@ from r2kd.parts import Data, Design, Machine, Pruning, Recipe
 
 HERE = Path(__file__).resolve().parent
 NOTEBOOKS = sorted((HERE / "notebooks").glob("[0-9]*.ipynb"))
+PARTS = (Design, Data, Recipe, Pruning, Machine)
 PATHS = ("data_root", "runs_root", "figures_root", "teacher_checkpoint", "published_root", "load")
 
 EXAMPLES = """profiles:
@@ -50,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; repeatable")
     top.add_argument("--published-root", help="where the published students lie [r2kd-published/ beside the data sets]")
     top.add_argument("--download-published", action="store_true", help="fetch them there first (notebook 05)")
-    for part in (Design, Data, Recipe, Pruning, Machine):
+    for part in PARTS:
         for setting in fields(part):
             flag = {"action": "store_true", "default": None} if bool in part().settings[setting.name].types else {}
             top.add_argument(f"--{setting.name.replace('_', '-')}", **flag, help=setting.metadata["help"])
@@ -76,7 +77,7 @@ def settings_of(options: argparse.Namespace) -> dict:
     from r2kd.__main__ import read_pairs
     from r2kd.data import named
 
-    names = [setting.name for part in (Design, Data, Recipe, Pruning, Machine) for setting in fields(part)]
+    names = [setting.name for part in PARTS for setting in fields(part)]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     given |= read_pairs(options.set)
     for name, value in given.items():

@@ -17,7 +17,7 @@ from .config import DistillConfig, TeacherConfig, unknown_setting
 from .data import ImageData
 from .digest import digest
 from .entries import Choice
-from .parts import Design, Machine
+from .parts import PLACES, Design
 from .progress import tqdm
 from .randomness import generator
 from .runs import Run
@@ -225,7 +225,7 @@ def study(profile: str = "quick", **settings) -> Study:
     arms = dict(zip(_labels([label for label, _, _ in specified], configs), configs, strict=True))
     seeds = chosen.seeds if design.seeds is None else design.seeds
     return Study(
-        name=_name(profile, design, given, configs, teacher, student),
+        name=_name(profile, design, given, configs),
         teacher=configs[0].teacher,
         arms=arms,
         seeds=seeds if isinstance(seeds, tuple) else tuple(range(_positive(seeds))),
@@ -389,8 +389,7 @@ _SEEN = ("image_size", "train_images", "test_images", "validation_images", "epoc
 
 def _settings(design: Design, given: Mapping[str, Any]) -> dict[str, Any]:
     """What was set and acts, beside data set, models, arms and seeds; 2, 2.0 and "2" are one."""
-    places = {name for name in Machine().options if name not in Machine(plain=True).acts()}
-    acting = {name: value for name, value in given.items() if name.rpartition(".")[2] not in places}
+    acting = {name: value for name, value in given.items() if name.rpartition(".")[2] not in PLACES}
     acting |= {} if design.fidelity == "released" else {"fidelity": design.fidelity}
     values = {name: entries.parsed(value) if isinstance(value, str) else value for name, value in acting.items()}
     return {name: f"{value:g}" if isinstance(value, float) else value for name, value in values.items()}
@@ -401,9 +400,7 @@ def _said(design: Design, given: Mapping[str, Any]) -> str:
     return f"; set: {said}" if said else ""
 
 
-def _name(
-    profile: str, design: Design, given: Mapping[str, Any], configs: list[DistillConfig], teacher: Any, student: Any
-) -> str:
+def _name(profile: str, design: Design, given: Mapping[str, Any], configs: list[DistillConfig]) -> str:
     """Of a study's folder of figures: profile, pair and whatever else was set, so that no two studies share one."""
     known = {models_: pair for pair, models_ in (PAIRS | SMALL_PAIRS).items()}
     taught, model = configs[0].teacher.model, configs[0].model

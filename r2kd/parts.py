@@ -109,6 +109,9 @@ class Machine(Part):
     runs_root: str | None = setting(None, "where run folders go [$R2KD_RUNS, else runs/]", acts=False)
 
 
+PLACES = tuple(known.name for known in fields(Machine) if not known.metadata["acts"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Design(Part):
     """What a study compares. Models and arms may be any function, from a notebook; see experiments.study."""

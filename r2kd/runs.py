@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 
 from . import ROOT, __version__
+from .parts import PLACES
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Run:
             return dict(self.record)
         state = "finished" if self.finished else f"unfinished, {len(self.metrics) if self._begun else 0} epochs"
         settings = _flat({name: value for name, value in self.config.items() if name != "acts"})
-        settings = {name: value for name, value in settings.items() if name.rpartition(".")[2] not in _PLACES}
+        settings = {name: value for name, value in settings.items() if name.rpartition(".")[2] not in PLACES}
         for name in settings.keys() & _PATHS:  # a record goes to where others read it
             settings[name] = Path(settings[name]).name
         row = {"address": self.address, "state": state} | settings
@@ -129,7 +130,6 @@ class Run:
 RESULTS = ("last_top1", "best_top1", "best_epoch", "chosen_top1", "chosen_epoch", "validation_top1")
 RESULTS += ("last_top5", "last_loss", "seconds")
 MACHINE = ("device", "precision", "threads", "torch", "started", "commit")
-_PLACES = ("device", "data_root", "runs_root")
 _PATHS = {"dataset", "teacher.dataset", "checkpoint", "teacher.checkpoint"}
 
 
