@@ -100,7 +100,9 @@ def students_and_teachers(
     settings |= {"teacher": TeacherConfig.of(teacher), "view": "cutmix", "plain": plain, "pruned_batchnorm": mode}
     configs = [DistillConfig.of(student, temperature=4.0 + i, **settings) for i in range(count)]
     dense = _model(teacher, images.num_classes).eval().requires_grad_(False).to(device)
-    return [Arm.new(config, _NOWHERE, images, device) for config in configs], Teachers(dense, plain)
+    return [Arm.new(config, _NOWHERE, images, device) for config in configs], Teachers(
+        dense, configs[0].precision, plain
+    )
 
 
 def our_loop(

@@ -1,56 +1,79 @@
-"""What makes the same arithmetic cheaper: a folded teacher, memory that is kept, half precision and graphs on a GPU."""
+"""Devices, and what makes the same arithmetic cheaper on them: half precision, memory that is kept, graphs on a GPU."""
 
-import copy
 import ctypes
-from collections.abc import Callable
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
+from torch import Tensor
 
-_WARM_UP = 3  # eager calls before a capture: libraries set themselves up in the first ones
+WARM_UP = 3  # eager calls before a capture: libraries set themselves up in the first ones
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # glibc's malloc.h
 
 
-def frozen(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A copy of `model` for inference: eval mode, no gradient, channels-last, BatchNorm folded into the convolution before it.
-
-    Equal to the model in eval mode up to rounding. `dtype` is of the convolutions and linear layers. A model that torch cannot
-    trace, as a user's may be, is copied as it is.
-    """
+@cache  # asked again and again, and said once
+def _lacking(name: str) -> str:
+    """Why a device cannot be used, in a line; empty where it can: it has computed something."""
     try:
-        folded = fuse(model.eval())  # torch copies what it folds
-    except Exception:  # whatever a user's forward does with what is not a tensor
-        folded = copy.deepcopy(model)
-    folded.requires_grad_(False)
-    for layer in folded.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            layer.to(dtype)
-    return folded.to(memory_format=layout())
+        torch.ones(2, device=name).add_(1).sum().item()  # where the wheel has no kernels for a GPU, only this fails
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
+@cache
+def _usable_gpu() -> bool:
+    if not torch.cuda.is_available():
+        return False
+    if why := _lacking("cuda"):
+        print(f"the GPU is left alone, it does not compute here ({why}): on the CPU instead", file=sys.stderr)
+    return not why
 
 
 def resolve_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one, else the CPU. Raises ValueError for a device that is not here."""
+    """ "auto" is the GPU where there is one that computes, else the CPU. A GPU becomes the current one.
+
+    Raises ValueError for a device that is not here, and for one that is neither: on mps, torch's BatchNorm over channels-last
+    images, copies that do not wait and float64 go wrong without an error.
+    """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from None
-    return torch.device(name)
+        name = "cuda" if _usable_gpu() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported: auto, cpu, cuda or cuda:1 are")
+    if why := _lacking(name):
+        raise ValueError(f"device {name!r} is not to be had here: {why}")
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # streams, graphs and what asks for no device are made on the current one
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
-@cache  # asked at each step
-def precision(device: torch.device, plain: bool = False) -> torch.dtype:
-    """bfloat16 on a GPU that computes in it; float32 elsewhere, and wherever it is to be `plain`."""
-    half = not plain and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if half else torch.float32
+def precision(device: torch.device, asked: str = "auto") -> str:
+    """ "float32" or "bfloat16", as asked for; "auto" is bfloat16 on a GPU that computes in it, float32 elsewhere."""
+    if asked != "auto":
+        return asked
+    return "bfloat16" if device.type == "cuda" and native_bfloat16(device) else "float32"
 
 
-def autocast(device: torch.device, plain: bool = False) -> torch.autocast:
-    """Convolutions and matrix products in the `precision` of the device."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device, plain) == torch.bfloat16)
+@cache
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; of a CPU that does not tell (no Linux) False."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Convolutions and matrix products in this precision; what follows them, BatchNorm's statistics apart, in it too."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def keep_freed_memory() -> bool:
@@ -71,46 +94,109 @@ def layout(plain: bool = False) -> torch.memory_format:
     return torch.contiguous_format if plain else torch.channels_last
 
 
+@contextmanager
+def exact() -> Iterator[None]:
+    """Convolutions and products that are float32 in earnest, without TF32, and the same at each call."""
+    matmul = torch.backends.cuda.matmul
+    allowed, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        matmul.allow_tf32 = allowed
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was asked for: before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Lane:
+    """A stream of a GPU and the CUDA graphs that are replayed on it, one after the other, in one pool of memory.
+
+    What runs on several lanes runs side by side. On another device there is one lane, the program itself.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = self.pool = None
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+        if device.type == "cuda":
+            self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+    def join(self) -> None:
+        """What follows waits, on the device, for what was asked for on this lane."""
+        if self.stream is not None:
+            torch.cuda.current_stream().wait_stream(self.stream)
+
+    def release(self) -> None:
+        """Let the graphs go and their memory with them, once they are done. They go together: torch 2.12 to 2.14 frees with one
+        graph a workspace that others use."""
+        if self.stream is not None:
+            self.stream.synchronize()
+        self.graphs.clear()
+
+
 class Replayed:
     """A function of CUDA tensors, captured in a CUDA graph at its fourth call with the same shapes and replayed from then on.
 
-    A batch of 64 small images leaves a GPU waiting for the launches of kernels; a graph is one launch. The function may
-    write in place to tensors that outlive it, which must stay where they are; it must read no value back. What it returns is
-    overwritten by the next call. On another device it is the function itself.
+    A batch of 64 small images leaves a GPU waiting for the launches of kernels; a graph is one launch. The function, the same at
+    each call, may write in place to tensors that outlive it, which must stay where they are. What it returns is overwritten by
+    the next call, and is to be read after `lane.join()`. What cannot be captured, as it reads a value back or memory is short,
+    runs call by call. On another device than a GPU it is the function itself.
     """
 
-    def __init__(self, function: Callable[..., Tensor | None]) -> None:
-        self._function = function
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
         self._calls: dict[tuple, int] = {}
-        self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor | None]] = {}
+        self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor | None] | None] = {}
 
-    def __call__(self, *inputs: Tensor) -> Tensor | None:
-        if not inputs[0].is_cuda:
-            return self._function(*inputs)
-        shapes = tuple(tensor.shape for tensor in inputs)
+    def __call__(self, function: Callable[..., Tensor | None], *inputs: Tensor) -> Tensor | None:
+        if self.lane.stream is None:
+            return function(*inputs)
+        self.lane.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.lane.stream):
+            for tensor in inputs:
+                tensor.record_stream(self.lane.stream)
+            return self._run(function, inputs)
+
+    def _run(self, function: Callable[..., Tensor | None], inputs: tuple[Tensor, ...]) -> Tensor | None:
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         self._calls[shapes] = self._calls.get(shapes, 0) + 1
-        if self._calls[shapes] <= _WARM_UP:
-            return self._beside(inputs)
+        if self._calls[shapes] <= WARM_UP:
+            return function(*inputs)
         if shapes not in self._graphs:
-            self._graphs[shapes] = self._capture(inputs)
+            self._graphs[shapes] = self._capture(function, inputs)
+        if self._graphs[shapes] is None:
+            return function(*inputs)
         graph, held, output = self._graphs[shapes]
         for tensor, given in zip(held, inputs, strict=True):
             tensor.copy_(given)
         graph.replay()
         return output
 
-    def _beside(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
-        """An eager call on a stream of its own, as torch asks for before a capture."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            output = self._function(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        return output
-
-    def _capture(self, inputs: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor | None]:
+    def _capture(
+        self, function: Callable[..., Tensor | None], inputs: tuple[Tensor, ...]
+    ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor | None] | None:
+        """The graph, the tensors that it reads and what it returns; None where the function cannot be captured."""
         held = [tensor.clone() for tensor in inputs]
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = self._function(*held)
+        self.lane.graphs.append(graph)  # one that fails lives as long as the others, too
+        # thread_local: a DataLoader's thread that pins memory meanwhile must not break the capture
+        mode = {"pool": self.lane.pool, "stream": self.lane.stream, "capture_error_mode": "thread_local"}
+        try:
+            with torch.cuda.graph(graph, **mode):
+                output = function(*held)
+        except RuntimeError as error:
+            clear_frames(error)
+            why = str(error.__context__ or error).splitlines()[0]
+            print(f"no CUDA graph, so slower: {why}", file=sys.stderr)
+            return None
         return graph, held, output
+
+
+def clear_frames(error: BaseException) -> None:
+    """Let go of what the functions held that an error came through: activations, on a GPU."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__

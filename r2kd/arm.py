@@ -36,7 +36,7 @@ def student_loss(
 
 @dataclass
 class Arm:
-    """One model in training: what a run resumes from, and the sums of the epoch it is in."""
+    """One model in training: what a run resumes from, and the sums of the epoch it is in. `lane`: where its steps run."""
 
     config: Config
     run: Run
@@ -49,15 +49,25 @@ class Arm:
     best_row: dict = field(default_factory=dict)
     images: int = 0
     failure: Exception | None = None
+    lane: acceleration.Lane | None = None
+    answers: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
+        self.precision = self.config.precision  # asked once: a step asks again and again
         self.sums = torch.zeros(4, device=self.device)  # loss, cross-entropy, distance, hits; each summed over images
-        plain = self.config.machine.plain
-        self._gradients = self._backward if plain else acceleration.Replayed(self._backward)
+        self.lane = self.lane or acceleration.Lane(self.device)
+        self._replayed = acceleration.Replayed(self.lane)
 
     @classmethod
-    def new(cls, config: Config, run: Run, images: ImageData, device: torch.device) -> "Arm":
+    def new(
+        cls,
+        config: Config,
+        run: Run,
+        images: ImageData,
+        device: torch.device,
+        lane: acceleration.Lane | None = None,
+    ) -> "Arm":
         """With the weights of the seed, before its first epoch. Raises ValueError for a model that answers no logits."""
         with seeded(config.seed, "weights", config.model.name):
             model = models.create(config.model, images.num_classes)
@@ -66,37 +76,50 @@ class Arm:
         plain, recipe = config.machine.plain, config.recipe
         model = model.to(device, memory_format=acceleration.layout(plain))
         sgd = {"lr": config.learning_rate, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
-        sgd["fused"] = device.type == "cuda" and not plain  # torch's fused CPU kernel ignores strides
-        return cls(config, run, model, torch.optim.SGD(model.parameters(), **sgd))
+        if device.type == "cuda" and not plain:  # torch's fused CPU kernel ignores strides
+            sgd |= {"fused": True, "lr": torch.tensor(config.learning_rate, device=device)}  # read by the graph
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)  # laid out as its parameter, as the fused kernel asks
+        return cls(config, run, model, torch.optim.SGD(model.parameters(), **sgd), lane=lane)
 
     @property
     def finished(self) -> bool:
         """Whether it has seen all of its epochs."""
         return self.epoch == self.config.recipe.epochs
 
+    @property
+    def learning_rate(self) -> float:
+        """That of the epoch it is in."""
+        return self.config.learning_rate * 0.1 ** sum(self.epoch >= milestone for milestone in self.config.milestones)
+
     def begin_epoch(self) -> None:
         self.model.train()
         self.sums.zero_()
         self.images = 0
-        passed = sum(self.epoch >= milestone for milestone in self.config.milestones)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * 0.1**passed
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.learning_rate)
+            else:
+                group["lr"] = self.learning_rate
 
     def step(self, batch: Batch) -> None:
-        """One update. Each view is a forward of its own, with its own BatchNorm statistics, the clean one first."""
+        """One update, on its lane. Each view is a forward of its own, with its own BatchNorm statistics, the clean one first."""
         views = list(self.config.views.values())
         taught = getattr(self.config, "taught", False)
         answers = [batch.teacher_logits(view, self.config) for view in views] if taught else []
         epoch = torch.full((), self.epoch + 1.0, device=self.device)  # filled there, not copied
-        self._gradients(batch.target, epoch, batch.index[views[-1]], *(batch.images[view] for view in views), *answers)
-        self.optimizer.step()
+        inputs = [batch.target, epoch, batch.index[views[-1]], *(batch.images[view] for view in views), *answers]
+        if self.config.machine.plain:
+            self._update(*inputs)
+        else:
+            self._replayed(self._update, *inputs)
         self.images += len(batch.target)
 
-    def _backward(self, target: Tensor, epoch: Tensor, index: Tensor, *images_and_answers: Tensor) -> None:
-        """The gradients of a batch, and what it adds to the sums: of its views and the teacher's logits for each."""
+    def _update(self, target: Tensor, epoch: Tensor, index: Tensor, *images_and_answers: Tensor) -> None:
+        """One update by a batch, and what it adds to the sums: by its views and the teacher's logits for each."""
         views = self.config.views
         images, answers = images_and_answers[: len(views)], images_and_answers[len(views) :]
-        with acceleration.autocast(self.device, self.config.machine.plain):
+        with acceleration.autocast(self.device, self.precision):
             logits = {view: self.model(batch) for view, batch in zip(views, images, strict=True)}
         logits = {view: values.float() for view, values in logits.items()}
         if isinstance(self.config, DistillConfig):
@@ -112,11 +135,16 @@ class Arm:
         loss = ce + distance
         self.optimizer.zero_grad(set_to_none=False)  # a CUDA graph writes where the gradients were
         loss.backward()
+        self.optimizer.step()
         hits = (logits["clean"].argmax(1) == target).float().mean()
         self.sums += torch.stack((loss, ce, distance, hits)).detach() * len(target)
 
+    def test(self, name: str, images: Tensor) -> None:
+        """Answer to a batch (B, 3, H, W) of the split of this name, in float32."""
+        self.answers.setdefault(name, []).append(self.model.eval()(images).float())
+
     def end_epoch(self, images: ImageData, seconds: float) -> None:
-        """Test, remember the best, store the epoch. Raises FloatingPointError, storing nothing, if the loss is not finite.
+        """Count its answers, remember the best, store the epoch. FloatingPointError, storing nothing, if the loss is not finite.
 
         Best is the epoch of the highest accuracy on the validation images where there are some, else, as released, on the test
         images.
@@ -127,18 +155,17 @@ class Arm:
                 f"the loss of {self.run.address} became {loss} in epoch {self.epoch + 1}; the epochs before it "
                 f"are kept in {self.run.folder}. Try a smaller learning rate than {self.config.learning_rate}"
             )
+        row = {"epoch": self.epoch + 1, "learning_rate": self.learning_rate, "loss": loss}
         self.epoch += 1
-        row = {"epoch": self.epoch, "learning_rate": self.optimizer.param_groups[0]["lr"], "loss": loss}
         row |= {"loss_ce": ce, "loss_distance": distance, "train_top1": 100 * hits}
-        parts = {"test": images.test} | ({"validation": images.validation} if images.validation else {})
-        for name, split in parts.items():
-            measured = evaluation.summary(evaluation.predict(self.model.eval(), split, images), split.labels)
+        for name, split in images.tested.items():
+            measured = evaluation.summary(torch.cat(self.answers.pop(name)), split.labels)
             row |= {f"{name}_{measure}": measured[measure] for measure in ("top1", "top5", "loss")}
         self.metrics.append(row)
         self.timing.append(
             {"epoch": self.epoch, "seconds": round(seconds, 3), "images_per_second": round(self.images / seconds, 1)}
         )
-        judge = f"{list(parts)[-1]}_top1"
+        judge = f"{list(images.tested)[-1]}_top1"
         if not self.best or row[judge] > self.best_row[judge]:
             self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
             self.best_row = row
@@ -159,7 +186,10 @@ class Arm:
         state = self.run.load_epoch()
         if state is not None:
             self.model.load_state_dict(state["model"])
+            own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
+            for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+                group.update(settings)  # fused or not as on this device, the learning rate where a graph reads it
             for name in ("epoch", "best", "best_row", "metrics", "timing"):
                 setattr(self, name, state[name])
 

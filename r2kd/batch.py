@@ -10,6 +10,7 @@ from .augmentation import augment
 from .config import CLEAN, DistillConfig
 from .data import ImageData
 from .entries import Choice
+from .frozen import frozen
 from .parts import Pruning
 from .randomness import generator
 
@@ -17,9 +18,10 @@ from .randomness import generator
 class Teachers:
     """A dense teacher and its pruned copies, frozen. `plain`: as the models are; else folded where they are in eval mode."""
 
-    def __init__(self, dense: nn.Module, plain: bool = False) -> None:
-        self._unpruned, self._plain = dense, plain
+    def __init__(self, dense: nn.Module, precision: str = "float32", plain: bool = False) -> None:
+        self._unpruned, self._precision, self._plain = dense, precision, plain
         self._device = next(dense.parameters()).device
+        self.lane = acceleration.Lane(self._device)
         self.dense = self._frozen(dense)
         self._mixed: dict[Pruning, pruning.MixedTeacher] = {}
         self._forwards: dict[nn.Module, acceleration.Replayed] = {}
@@ -39,16 +41,18 @@ class Teachers:
 
     def logits(self, teacher: nn.Module, images: Tensor) -> Tensor:
         """(B, C) float32: what one of the teachers answers."""
-        with torch.inference_mode(), acceleration.autocast(self._device, self._plain):
-            if teacher not in self._forwards:
-                self._forwards[teacher] = teacher if self._plain else acceleration.Replayed(teacher)
-            logits = self._forwards[teacher](images).float()
-        return logits.clone()  # a loss takes no tensor of inference mode, and the next replay writes over a graph's
+        # no_grad: in inference_mode a capture leaves the CUDA generator, up to torch 2.10, unusable to the student's
+        with torch.no_grad(), acceleration.autocast(self._device, self._precision):
+            if self._plain:
+                return teacher(images).float()
+            logits = self._forwards.setdefault(teacher, acceleration.Replayed(self.lane))(teacher, images)
+            self.lane.join()
+            return logits.float().clone()  # the next replay writes over a graph's
 
     def _frozen(self, model: nn.Module) -> nn.Module:
         if self._plain:
             return model.eval()
-        return acceleration.frozen(model, acceleration.precision(self._device))
+        return frozen(model, getattr(torch, self._precision))
 
 
 class Batch:

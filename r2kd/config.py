@@ -96,9 +96,10 @@ class TeacherConfig:
 
     @property
     def precision(self) -> str:
-        """That of its convolutions and products: "float32", or "bfloat16"."""
-        device = acceleration.resolve_device(self.machine.device)
-        return str(acceleration.precision(device, self.machine.plain)).removeprefix("torch.")
+        """That of its convolutions and products in training, whatever was asked for: "float32", or "bfloat16"."""
+        if self.machine.plain:
+            return "float32"
+        return acceleration.precision(acceleration.resolve_device(self.machine.device), self.machine.precision)
 
     def acts(self, images: ImageData) -> dict[str, Any]:
         """What the numbers of a run depend on: of the parts in use, what differs from its default. `images`: its data set."""
@@ -106,7 +107,8 @@ class TeacherConfig:
         if self.checkpoint is not None:
             return acting | {"checkpoint": models.checkpoint_digest(self.checkpoint)}
         resolved = {"learning_rate": self.learning_rate, "milestones": self.milestones}
-        machine = self.machine.acts() | ({} if self.precision == "float32" else {"precision": self.precision})
+        machine = {name: value for name, value in self.machine.acts().items() if name != "precision"}
+        machine |= {} if self.precision == "float32" else {"precision": self.precision}
         return acting | {"recipe": self.recipe.acts() | resolved, "machine": machine, "seed": self.seed}
 
     def settings(self) -> dict[str, Any]:
@@ -118,6 +120,7 @@ class TeacherConfig:
             else:
                 flat |= part.options
         flat |= {"learning_rate": self.learning_rate, "milestones": self.milestones, "seed": self.seed}
+        flat |= {"precision": self.precision}
         return flat | ({} if self.checkpoint is None else {"checkpoint": self.checkpoint})
 
     def title(self, images: ImageData) -> str:

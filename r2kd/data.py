@@ -129,6 +129,11 @@ class ImageData:
         return len(self.classes)
 
     @property
+    def tested(self) -> dict[str, Split]:
+        """What a model is tested on after each epoch, by name; by the last of them its best epoch is chosen."""
+        return {"test": self.test} | ({"validation": self.validation} if self.validation else {})
+
+    @property
     def image_size(self) -> int:
         return (self.train or self.test).images.shape[-1]
 

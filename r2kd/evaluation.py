@@ -1,12 +1,13 @@
 """Accuracy, agreement, entropy and calibration of a model on data. Logits are (N, C); results are plain floats."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import acceleration
 from .data import ImageData, Split
 from .progress import tqdm
 
@@ -14,7 +15,16 @@ BATCH_SIZES = {"cpu": 64, "cuda": 1024}  # on a CPU, 256 images at once take 1.5
 BINS = 15
 
 
+def normalized(split: Split, data: ImageData, batch_size: int | None = None) -> Iterator[Tensor]:
+    """The images of a split, in its order, in normalised batches (B, 3, H, W) on its device."""
+    indices = torch.arange(len(split)).split(batch_size or BATCH_SIZES[split.labels.device.type])
+    bar = {"total": len(indices), "desc": "evaluating", "unit": "batch", "leave": False, "disable": len(indices) < 20}
+    for images, _ in tqdm(split.batches(indices), **bar):
+        yield data.normalize(images)
+
+
 @torch.inference_mode()
+@acceleration.exact()
 def predict(
     model: nn.Module,
     split: Split,
@@ -22,17 +32,12 @@ def predict(
     transform: Callable[[Tensor], Tensor] | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
-    """The model's logits (N, C) for a split, on the split's device. `transform` is applied to each normalised batch.
+    """The model's logits (N, C) for a split, in float32, on the split's device. `transform` is applied to each normalised batch.
 
     The model's own mode holds: a model in training mode normalises with the batch's statistics.
     """
-    logits = []
-    indices = torch.arange(len(split)).split(batch_size or BATCH_SIZES.get(split.labels.device.type, 256))
-    bar = {"total": len(indices), "desc": "evaluating", "unit": "batch", "leave": False, "disable": len(indices) < 20}
-    for images, _ in tqdm(split.batches(indices), **bar):
-        images = data.normalize(images)
-        logits.append(model(images if transform is None else transform(images)).float())
-    return torch.cat(logits)
+    batches = normalized(split, data, batch_size)
+    return torch.cat([model(images if transform is None else transform(images)).float() for images in batches])
 
 
 def accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:

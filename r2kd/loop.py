@@ -4,6 +4,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
+from . import acceleration, evaluation
 from .arm import Arm
 from .batch import Teachers, epoch_batches
 from .data import ImageData
@@ -33,6 +36,8 @@ def run_epochs(arms: list[Arm], images: ImageData, teachers: Teachers | None, pr
                 for arm in active:
                     with _failing_alone(arm):
                         arm.step(batch)
+                for lane in {arm.lane for arm in arms}:
+                    lane.join()
                 active = [arm for arm in active if not arm.failure]
                 if not active:
                     break
@@ -41,12 +46,24 @@ def run_epochs(arms: list[Arm], images: ImageData, teachers: Teachers | None, pr
                     told = time.perf_counter()
                     loss, _, _, hits = (active[0].sums / active[0].images).tolist()
                     shown.set_postfix_str(f"epoch {epoch + 1}/{epochs.stop} loss {loss:.3f} train {100 * hits:.1f} %")
+            acceleration.wait(images.train.labels.device)
             seconds = time.perf_counter() - started
-            for arm in active:
+            _test(active, images)
+            for arm in [arm for arm in active if not arm.failure]:
                 with _failing_alone(arm):
                     arm.end_epoch(images, seconds)
                     if arm.finished:
                         arm.finish()
+
+
+@torch.inference_mode()
+def _test(arms: list[Arm], images: ImageData) -> None:
+    """In one pass over the images, which may have to be decoded."""
+    for name, split in images.tested.items():
+        for batch in evaluation.normalized(split, images):
+            for arm in [arm for arm in arms if not arm.failure]:
+                with _failing_alone(arm):
+                    arm.test(name, batch)
 
 
 @contextmanager
@@ -54,6 +71,7 @@ def _failing_alone(arm: Arm) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        acceleration.clear_frames(error)
         arm.failure = error
 
 

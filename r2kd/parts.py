@@ -102,11 +102,20 @@ class Machine(Part):
     """Where and how it runs."""
 
     device: str = setting("auto", "auto, cpu, cuda, cuda:1 ...", acts=False)
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "of convolutions and products in training; auto: float32 on a CPU, bfloat16 on a GPU that has it"
+    )
+    streams: int = setting(4, "students that a GPU computes side by side", acts=False, above=0)
     plain: bool = setting(False, "eager, float32, nothing folded: slower, a run of its own, to compare with")
     data_root: str | None = setting(
         None, "where data sets lie or are downloaded to [$R2KD_DATA, else data/]", acts=False
     )
     runs_root: str | None = setting(None, "where run folders go [$R2KD_RUNS, else runs/]", acts=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.plain and self.precision == "bfloat16":
+            raise ValueError("plain computes in float32: leave out one of plain and precision=bfloat16")
 
 
 PLACES = tuple(known.name for known in fields(Machine) if not known.metadata["acts"])

@@ -83,13 +83,9 @@ def _train(configs: list[Config], images: ImageData, progress: bool) -> list[Run
     device = resolve_device(first.machine.device)
     if device.type == "cpu" and not first.machine.plain:
         acceleration.keep_freed_memory()
-    images = images.to(device)
-    teachers = _teachers(list(missing.values()), images, device, progress)
-    arms = [_start(config, run, images, device) for run, config in missing.items()]
-    exact = {"deterministic": True, "allow_tf32": not first.machine.plain}
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, **exact):
-        run_epochs(arms, images, teachers, progress)
-    failures = [arm.failure for arm in arms if arm.failure]
+    if first.precision == "bfloat16" and not acceleration.native_bfloat16(device):
+        print("this processor has no instructions for bfloat16: it will be slow", file=sys.stderr)
+    failures = _train_together(missing, images.to(device), device, progress)
     if len(failures) > 1:
         raise type(failures[0])("; ".join(map(str, failures))) from failures[0]
     if failures:
@@ -97,11 +93,31 @@ def _train(configs: list[Config], images: ImageData, progress: bool) -> list[Run
     return found
 
 
-def _start(config: Config, run: Run, images: ImageData, device: torch.device) -> Arm:
+def _train_together(
+    missing: dict[Run, Config], images: ImageData, device: torch.device, progress: bool
+) -> list[Exception]:
+    """What went wrong with some of them. Models, graphs and teachers are gone when it returns."""
+    configs = list(missing.values())
+    teachers = _teachers(configs, images, device, progress)
+    lanes = [acceleration.Lane(device) for _ in range(min(configs[0].machine.streams, len(configs)))]
+    try:
+        arms = [
+            _start(config, run, images, device, lanes[i % len(lanes)])
+            for i, (run, config) in enumerate(missing.items())
+        ]
+        with acceleration.exact():
+            run_epochs(arms, images, teachers, progress)
+        return [arm.failure for arm in arms if arm.failure]
+    finally:
+        for lane in [*lanes, *([teachers.lane] if teachers else [])]:
+            lane.release()
+
+
+def _start(config: Config, run: Run, images: ImageData, device: torch.device, lane: acceleration.Lane) -> Arm:
     if not run.folder.exists() and (changed := runs.computed_otherwise(run, config.acts(images))):
         what, other = changed
         print(f"{' and '.join(what)} computes something else than in {other.address}: trained anew", file=sys.stderr)
-    arm = Arm.new(config, run, images, device)
+    arm = Arm.new(config, run, images, device, lane)
     _write_down(config, run, images, device)
     arm.resume()
     return arm
@@ -122,7 +138,7 @@ def _teachers(configs: list[Config], images: ImageData, device: torch.device, pr
     own = images if teacher.data == taught[0].data else open_data(teacher).to(device)
     run = train_teacher(teacher, own, progress)
     dense = load_model(teacher, run, images.num_classes)
-    return Teachers(dense.requires_grad_(False).to(device), taught[0].machine.plain)
+    return Teachers(dense.requires_grad_(False).to(device), taught[0].precision, taught[0].machine.plain)
 
 
 def _given_teacher(config: TeacherConfig, images: ImageData) -> Run:

@@ -7,6 +7,7 @@ from conftest import fill
 from torch import nn
 
 from r2kd import acceleration, models
+from r2kd.frozen import frozen
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -23,7 +24,7 @@ def batchnorms(model: nn.Module) -> int:
 def test_a_frozen_model_answers_as_the_model_does(name):
     model = fill(models.create(name, 100)).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    folded = acceleration.frozen(model)
+    folded = frozen(model)
     assert batchnorms(folded) < batchnorms(model)
     assert not any(parameter.requires_grad for parameter in folded.parameters()) and not folded.training
     for size in (32, 64):
@@ -34,12 +35,12 @@ def test_a_frozen_model_answers_as_the_model_does(name):
 
 
 def test_after_each_convolution_of_a_resnet_no_batchnorm_is_left():
-    assert batchnorms(acceleration.frozen(models.create("resnet56", 10))) == 0
+    assert batchnorms(frozen(models.create("resnet56", 10))) == 0
 
 
 def test_in_bfloat16_only_convolutions_and_the_classifier_are_rounded():
     model = fill(models.create("wrn_16_2", 10)).eval()
-    half = acceleration.frozen(model, torch.bfloat16)
+    half = frozen(model, torch.bfloat16)
     kinds = {
         type(layer): {p.dtype for p in layer.parameters()} for layer in half.modules() if not list(layer.children())
     }
@@ -52,8 +53,8 @@ def test_in_bfloat16_only_convolutions_and_the_classifier_are_rounded():
 
 def test_a_cpu_computes_in_float32():
     cpu = torch.device("cpu")
-    assert acceleration.precision(cpu) == torch.float32
-    with acceleration.autocast(cpu):
+    assert acceleration.precision(cpu) == "float32"
+    with acceleration.autocast(cpu, "float32"):
         assert models.create("resnet8", 10)(pixels(16)).dtype == torch.float32
 
 
@@ -86,9 +87,9 @@ def test_without_glibc_nothing_is_kept_and_nothing_breaks(monkeypatch):
 
 def test_on_a_cpu_a_replayed_function_is_the_function():
     total = torch.zeros(3)
-    replayed = acceleration.Replayed(lambda x: total.add_(x))
+    replayed = acceleration.Replayed(acceleration.Lane(torch.device("cpu")))
     for _ in range(6):
-        assert replayed(torch.ones(3)) is total
+        assert replayed(total.add_, torch.ones(3)) is total
     assert total.tolist() == [6, 6, 6]
 
 

@@ -32,7 +32,7 @@ def views(count=4):
 @pytest.mark.parametrize("config", [RUNNING, BATCH, DENSE])
 def test_the_teachers_answer_as_the_mixture_does_to_each_view_alone(config, plain, dense):
     given = views()
-    shared = Batch(given, torch.zeros(4), Teachers(dense, plain))
+    shared = Batch(given, torch.zeros(4), Teachers(dense, plain=plain))
     mixed = pruning.MixedTeacher(dense, pruning.prune_l1(dense, 0.1), 0.7, config["pruned_batchnorm"])
     for view, images in given.items():
         logits = shared.teacher_logits(view, config)

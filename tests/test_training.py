@@ -57,7 +57,7 @@ def golden_step(golden, plain=False, **switches):
     pupil = fill(models.create("resnet20", 100))
     optimizer = torch.optim.SGD(pupil.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     arm = Arm(config, runs.at(".", "golden", {}), pupil, optimizer)
-    teachers = batch.Teachers(fill(models.create("resnet32", 100)).eval(), plain)
+    teachers = batch.Teachers(fill(models.create("resnet32", 100)).eval(), plain=plain)
     given = {config.views["clean"]: step["image"], config.views["augmented"]: step["augmented_image"]}
     views = {view: torch.tensor(images) for view, images in given.items()}
     return step, arm, teachers, lambda: batch.Batch(views, torch.tensor(step["target"]), teachers)
@@ -343,7 +343,7 @@ def test_the_fast_path_computes_the_losses_of_the_plain_one_over_fifty_steps(swi
         slow = {"learning_rate": 0.0001} if "slow" in name else {}
         config = student(_teacher("resnet14"), ".", model="resnet8", view="cutmix", plain=plain, **switches, **slow)
         arms[name] = Arm.new(config, runs.Run(runs.Path(".")), images, torch.device("cpu"))
-        teachers[name] = batch.Teachers(fill(models.create("resnet14", 10)).eval(), plain)
+        teachers[name] = batch.Teachers(fill(models.create("resnet14", 10)).eval(), plain=plain)
 
     def batches_of(name):
         epochs = (
@@ -393,7 +393,9 @@ def test_in_bfloat16_as_on_a_gpu_the_losses_are_float32_and_nearly_the_same(swit
 def test_a_plain_run_is_another_run_and_changes_what_it_says_it_does(teacher, images, tmp_path):
     fast, plain = (student(teacher, tmp_path, plain=plain) for plain in (False, True))
     assert fast.run(images) != plain.run(images)
-    folded = {name: batch.Teachers(models.create("resnet8", 10), name == "plain").dense for name in ("fast", "plain")}
+    folded = {
+        name: batch.Teachers(models.create("resnet8", 10), plain=name == "plain").dense for name in ("fast", "plain")
+    }
     assert {name: hasattr(dense, "bn1") for name, dense in folded.items()} == {"fast": False, "plain": True}
     arms = [Arm.new(c, c.run(images), images, torch.device("cpu")) for c in (fast, plain)]
     layouts = [arm.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last) for arm in arms]
@@ -532,7 +534,7 @@ def test_on_cuda_a_step_waits_for_nothing_and_its_graph_computes_what_eager_floa
         config = student(_teacher("resnet14"), ".", view="cutmix", plain=plain, learning_rate=0.001, **switches)
         arms[plain] = Arm.new(config, runs.Run(runs.Path(".")), images, device)
         arms[plain].begin_epoch()
-        teachers = batch.Teachers(fill(models.create("resnet14", 10)).eval().to(device), plain)
+        teachers = batch.Teachers(fill(models.create("resnet14", 10)).eval().to(device), plain=plain)
         views = set(config.views.values())
         recipe = {"seed": 0, "epoch": 0, "batch_size": 10, "plain": plain}
         given[plain] = batch.epoch_batches(images.to(device), views, teachers, **recipe)
