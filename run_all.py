@@ -11,10 +11,10 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-import pandas as pd
-
 from r2kd import ROOT, figures
 from r2kd.parts import Data, Design, Machine, Pruning, Recipe
+
+import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 NOTEBOOKS = sorted((HERE / "notebooks").glob("[0-9]*.ipynb"))

@@ -7,9 +7,6 @@ of threads, which is how fast training makes any difference in rounding grow. Wr
 
 import argparse
 
-import pandas as pd
-import torch
-
 from benchmarks import report
 from benchmarks.loops import BATCH, students_and_teachers
 from benchmarks.step import CASES, benchmark_images
@@ -17,6 +14,9 @@ from r2kd.batch import epoch_batches
 from r2kd.experiments import PAIRS
 from r2kd.progress import tqdm
 from r2kd.training import resolve_device
+
+import pandas as pd
+import torch
 
 PATHS = {"plain": True, "fast": False, "fast, from the plain weights": False, "plain, another number of threads": True}
 

@@ -9,9 +9,6 @@ import statistics
 import time
 from types import SimpleNamespace
 
-import pandas as pd
-import torch
-
 from benchmarks import report
 from benchmarks.loops import BATCH
 from benchmarks.step import CASES, CLASSES, benchmark_images
@@ -21,6 +18,9 @@ from r2kd.config import CLEAN
 from r2kd.entries import Choice
 from r2kd.progress import tqdm
 from r2kd.training import resolve_device
+
+import pandas as pd
+import torch
 
 # in the place of the teachers: an answer at once, the same to every image
 UNDECIDED = SimpleNamespace(

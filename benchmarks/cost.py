@@ -10,12 +10,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import pandas as pd
-import torch
-
 from r2kd import data, evaluation, experiments, models, runs, training
 from r2kd.data import ImageData
 from r2kd.progress import tqdm
+
+import pandas as pd
+import torch
 
 STEPS = 4
 # profile, pair, data set, its pixels, training and test images

@@ -9,15 +9,15 @@ import statistics
 import time
 from multiprocessing.connection import Connection
 
-import pandas as pd
-import torch
-
 from benchmarks import report
 from benchmarks.loops import BATCH, Step, ask, our_loop, plain_loop, processes
 from r2kd import data, evaluation, models
 from r2kd.experiments import PAIRS
 from r2kd.progress import tqdm
 from r2kd.training import resolve_device
+
+import pandas as pd
+import torch
 
 LOOPS = {"plain": plain_loop, "ours": our_loop}
 

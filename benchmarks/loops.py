@@ -12,18 +12,18 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-import torch
-from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
-
 from r2kd import acceleration, augmentation, evaluation, losses, models, pruning, runs
 from r2kd.arm import Arm
 from r2kd.batch import Teachers, epoch_batches
 from r2kd.config import DistillConfig, TeacherConfig
 from r2kd.data import ImageData, Split
 from r2kd.randomness import generator, seeded
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 
 BATCH = 64
 

@@ -8,13 +8,13 @@ import argparse
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
-import pandas as pd
-import torch
-
 from benchmarks import report
 from benchmarks.step import CASES, steps
 from r2kd.progress import tqdm
 from r2kd.training import resolve_device
+
+import pandas as pd
+import torch
 
 
 def operators(pair: str, loop: str, device: torch.device, count: int = 3, shown: int = 8) -> pd.DataFrame:

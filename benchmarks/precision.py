@@ -10,11 +10,11 @@ README.md beside it. On two CPU cores about two hours.
 
 import argparse
 
-import pandas as pd
-
 from benchmarks import report
 from r2kd import experiments, stats
 from r2kd.training import resolve_device
+
+import pandas as pd
 
 ARMS = ("ce", "r2kd cutmix")
 PRECISIONS = ("float32", "bfloat16")

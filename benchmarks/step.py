@@ -14,11 +14,6 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
-import pandas as pd
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-
 from benchmarks import report
 from benchmarks.loops import BATCH, Step, ask, our_loop, plain_loop, processes
 from r2kd import acceleration, data, models
@@ -26,6 +21,11 @@ from r2kd.data import ImageData
 from r2kd.experiments import PAIRS
 from r2kd.progress import tqdm
 from r2kd.training import resolve_device
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 CASES = {"res56_res20": 32, "wrn402_wrn162": 64}  # pixels
 STEPS = {"res56_res20": 30, "wrn402_wrn162": 8}

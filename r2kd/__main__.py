@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 from . import data, entries, evaluation, experiments, fidelity, models, records, runs, training
 from .augmentation import AUGMENTATIONS
 from .config import DistillConfig, TeacherConfig
@@ -114,6 +116,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except torch.OutOfMemoryError as error:
+        print(f"r2kd: {str(error).splitlines()[0]} Try --streams 1 or a smaller --batch-size", file=sys.stderr)
+        return 1
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("R2KD_TRACEBACK"):
             raise

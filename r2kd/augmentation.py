@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+from torchvision.transforms.autoaugment import _apply_op
+from torchvision.transforms.v2.functional import equalize
 
 from .entries import Choice, Registry
 
@@ -103,9 +105,15 @@ def autoaug(
     transform = AutoAugment(AutoAugmentPolicy(policy))
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
         torch.default_generator.manual_seed(_seed(generator))
-        parts = pixels.split(len(pixels) if _draws(images, draws) == 1 else 1)
-        pixels = torch.cat([transform(part) for part in parts])
-    return (pixels.to(images.dtype) / 255 - mean) / std
+        drawn = [transform.get_params(len(transform.policies)) for _ in range(_draws(images, draws))]
+    space, parts = transform._augmentation_space(10, pixels.shape[-2:]), pixels.chunk(len(drawn))
+    for step in range(2):
+        operations = [
+            _operation(transform.policies[chosen][step], space, uniforms[step], signs[step])
+            for chosen, uniforms, signs in drawn
+        ]
+        parts = _in_groups(parts, operations, transform)
+    return (torch.cat(parts).to(images.dtype) / 255 - mean) / std
 
 
 @view("cutmixpick", cite="Wang et al., NeurIPS 2022")
@@ -138,6 +146,35 @@ def _draws(images: Tensor, draws: str) -> int:
     if draws not in ("batch", "sample"):
         raise ValueError(f"draws is one for the 'batch' or one for each 'sample', not {draws!r}")
     return 1 if draws == "batch" else len(images)
+
+
+def _operation(entry: tuple, space: dict, uniform: Tensor, sign: Tensor) -> tuple[str, float]:
+    """The (operation, magnitude) that an entry (operation, probability, level) of a sub-policy comes to; uniform, sign: ().
+
+    space: operation -> (magnitude of each level, whether it has a sign).
+    """
+    name, probability, level = entry
+    if uniform > probability:  # as a tensor: float32, where the probability is rounded too
+        return "Identity", 0.0
+    magnitudes, signed = space[name]
+    magnitude = 0.0 if level is None else float(magnitudes[level])
+    return name, -magnitude if signed and not sign else magnitude
+
+
+def _in_groups(parts: Sequence[Tensor], operations: list[tuple[str, float]], transform: AutoAugment) -> list[Tensor]:
+    """The parts of a batch, each (n, 3, H, W) as uint8, each after its operation: those of one operation in one call."""
+    groups, done = {}, list(parts)
+    for place, operation in enumerate(operations):
+        groups.setdefault(operation, []).append(place)
+    for (name, magnitude), places in groups.items():
+        group = torch.cat([parts[place] for place in places])
+        if name == "Equalize":
+            group = equalize(group)  # the same bytes as v1's, which waits for the GPU twice a channel
+        else:
+            group = _apply_op(group, name, magnitude, transform.interpolation, transform.fill)
+        for place, part in zip(places, group.chunk(len(places)), strict=True):
+            done[place] = part
+    return done
 
 
 def _seed(generator: Generator) -> int:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from . import ROOT, data, entries, evaluation, fidelity, models, pruning, records, stats, training
+from . import ROOT, acceleration, data, entries, evaluation, fidelity, models, pruning, records, stats, training
 from .augmentation import AUGMENTATIONS, augment
 from .config import DistillConfig, TeacherConfig, unknown_setting
 from .data import ImageData
@@ -161,9 +161,11 @@ class Study:
         kept = f", {len(images.validation):,} validation" if images.validation else ""
         epochs = [_epochs(config) for config in (self.teacher, self.first)]
         own = "" if epochs[0] == epochs[1] else f", students {epochs[1]}"
+        precisions = {config.precision for config in self.arms.values()}
+        half = f"; in {precisions.pop()}" if precisions == {"bfloat16"} else ""
         return (
             f"{images.name}{classes}, {len(images.train):,} training{kept} and {len(images.test):,} test images of "
-            f"{images.image_size} px; {epochs[0]}; {teacher} teaches {student}{own}{self.said}"
+            f"{images.image_size} px; {epochs[0]}; {teacher} teaches {student}{own}{half}{self.said}"
         )
 
     def _teacher_images(self, images: ImageData) -> ImageData:
@@ -466,7 +468,7 @@ def teachers_table(study: Study, images: ImageData, teacher: nn.Module, count: i
         answers, labels = {"dense": [], "pruned": [], "mixed": []}, []
         for batch, target in shown.batches(torch.arange(len(shown)).split(64)):
             if len(batch) > 1:  # BatchNorm needs neighbours
-                with torch.inference_mode():
+                with torch.inference_mode(), acceleration.exact():
                     clean = images.normalize(batch)
                     augmented, index = augment(view, clean, draws, teacher=teacher, target=target, **context)
                     dense, sparse = teacher(augmented), pruned(augmented)

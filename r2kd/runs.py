@@ -139,17 +139,21 @@ def at(root: str | Path | None, title: str, acts: dict[str, Any]) -> Run:
     return Run(root_folder(root) / f"{title}-{digest[:10]}")
 
 
-def computed_otherwise(run: Run, acts: dict[str, Any]) -> tuple[list[str], Run] | None:
-    """(what, which run): a run of this configuration whose functions computed something else; None where there is none."""
+def computed_otherwise(run: Run, acts: dict[str, Any]) -> str | None:
+    """In words, which run of the same settings had functions that computed something else, or another precision; or None."""
     title, mine = run.address.rsplit("-", 1)[0], _flat(acts)
     for folder in sorted(run.folder.parent.glob(f"{title}-*")):
         other = Run(folder)
-        if folder == run.folder or not other.finished:
+        if folder == run.folder or not (folder / "config.json").exists():
             continue
         theirs = _flat(other.config.get("acts", {}))
-        differing = [key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)]
+        differing = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
         if differing and all(key.endswith("digest") for key in differing):
-            return sorted(key.removesuffix(".digest") for key in differing), other
+            what = " and ".join(key.removesuffix(".digest") for key in differing)
+            return f"{what} computes something else than in {other.address}"
+        if differing and all(key.endswith("machine.precision") for key in differing):
+            precisions = [flat.get(differing[-1], "float32") for flat in (mine, theirs)]
+            return f"the precision is {precisions[0]}, not {precisions[1]} as in {other.address}"
     return None
 
 

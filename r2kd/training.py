@@ -107,7 +107,10 @@ def _train_together(
         ]
         with acceleration.exact():
             run_epochs(arms, images, teachers, progress)
-        return [arm.failure for arm in arms if arm.failure]
+        failures = [arm.failure for arm in arms if arm.failure]
+        for failure in failures:
+            acceleration.clear_frames(failure)  # the loop that it came through holds all arms
+        return failures
     finally:
         for lane in [*lanes, *([teachers.lane] if teachers else [])]:
             lane.release()
@@ -115,8 +118,7 @@ def _train_together(
 
 def _start(config: Config, run: Run, images: ImageData, device: torch.device, lane: acceleration.Lane) -> Arm:
     if not run.folder.exists() and (changed := runs.computed_otherwise(run, config.acts(images))):
-        what, other = changed
-        print(f"{' and '.join(what)} computes something else than in {other.address}: trained anew", file=sys.stderr)
+        print(f"{changed}: trained anew", file=sys.stderr)
     arm = Arm.new(config, run, images, device, lane)
     _write_down(config, run, images, device)
     arm.resume()

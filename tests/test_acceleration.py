@@ -1,15 +1,17 @@
 import subprocess
 import sys
+import weakref
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+from r2kd import acceleration, models
+from r2kd import frozen as frozen_module
+from r2kd.frozen import frozen
 
 import pytest
 import torch
 from conftest import fill
 from torch import nn
-
-from r2kd import acceleration, models
-from r2kd.frozen import frozen
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
 def pixels(size: int, count: int = 2) -> torch.Tensor:
@@ -93,17 +95,205 @@ def test_on_a_cpu_a_replayed_function_is_the_function():
     assert total.tolist() == [6, 6, 6]
 
 
-@needs_cuda
-def test_on_cuda_a_function_is_replayed_with_what_it_is_given_whatever_its_shape():
-    total, calls = torch.zeros((), device="cuda"), []
+class Stream:
+    """In the place of a GPU's."""
+
+    def __init__(self, *_):
+        self.waited = []
+
+    def wait_stream(self, other):
+        self.waited.append(other)
+
+    def synchronize(self):
+        pass
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A lane as on a GPU, whose captures are noted: (lane, what they were asked for, streams entered and left)."""
+    captured, streams, main = [], [], Stream()
+
+    @contextmanager
+    def capture(graph, **mode):
+        captured.append(mode)
+        yield
+
+    @contextmanager
+    def entered(stream):
+        streams.append(stream)
+        try:
+            yield
+        finally:
+            streams.append(main)
+
+    for name, value in {
+        "Stream": Stream,
+        "stream": entered,
+        "current_stream": lambda: main,
+        "graph_pool_handle": lambda: "pool",
+        "graph": capture,
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    return acceleration.Lane(torch.device("cuda")), captured, streams
+
+
+def test_a_lane_captures_on_its_stream_in_its_pool_and_other_threads_may_go_on_meanwhile(gpu):
+    lane, captured, streams = gpu
+    calls = []
+    replayed = acceleration.Replayed(lane)
+    for _ in range(8):
+        for count in (2, 3):
+            replayed(lambda x: calls.append(len(x)), torch.ones(count))
+    assert captured == [{"pool": lane.pool, "stream": lane.stream, "capture_error_mode": "thread_local"}] * 2
+    assert calls == [2, 3] * 4  # three eager calls and the captured one
+    assert set(streams[::2]) == {lane.stream} and lane.stream not in streams[1::2]
+    assert len(lane.graphs) == 2
+    lane.release()
+    assert not lane.graphs
+
+
+@pytest.mark.parametrize("why", ["CUDA out of memory. Tried", "operation not permitted when stream is capturing"])
+def test_what_cannot_be_captured_runs_call_by_call_and_lets_go_of_what_it_held(gpu, monkeypatch, capsys, why):
+    lane, _, streams = gpu
+    activations = []
+
+    @contextmanager
+    def broken(graph, **mode):
+        nonlocal capturing
+        capturing = True
+        try:
+            yield
+        finally:
+            capturing = False
+
+    capturing = False
+    monkeypatch.setattr(torch.cuda, "graph", broken)
 
     def function(x):
-        calls.append(len(x))
-        total.add_(x.sum())
-        return 2 * x
+        activation = x + 1
+        activations.append(weakref.ref(activation))
+        if capturing:
+            raise torch.OutOfMemoryError(why)
+        return activation * 2
 
-    replayed = acceleration.Replayed(function)
-    for i in range(10):
-        for count in (4, 7):
-            assert replayed(torch.full((count,), float(i), device="cuda")).tolist() == [2.0 * i] * count
-    assert float(total) == 11 * sum(range(10)) and calls.count(4) == calls.count(7) == 4
+    replayed = acceleration.Replayed(lane)
+    assert [float(replayed(function, torch.ones(()))) for _ in range(6)] == [4.0] * 6
+    assert all(activation() is None for activation in activations)
+    assert capsys.readouterr().err == f"no CUDA graph, so slower: {why}\n"
+    assert streams[-1] is not lane.stream and len(lane.graphs) == 1  # the failed one lives as long as the others
+
+
+@pytest.fixture
+def forget():
+    """What is remembered of devices: before and after a test that plays one."""
+    memories = (acceleration._lacking, acceleration._usable_gpu, acceleration.native_bfloat16)
+    for memory in memories:
+        memory.cache_clear()
+    yield
+    for memory in memories:
+        memory.cache_clear()
+
+
+def test_a_gpu_that_computes_nothing_is_left_alone_and_that_is_said_once(monkeypatch, capsys, forget):
+    def ones(*_, device):
+        if device != "cpu":
+            raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+        return torch.zeros(1)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(acceleration.torch, "ones", ones)
+    assert {acceleration.resolve_device("auto") for _ in range(3)} == {torch.device("cpu")}
+    assert capsys.readouterr().err == (
+        "the GPU is left alone, it does not compute here (CUDA error: no kernel image is available for execution on the "
+        "device): on the CPU instead\n"
+    )
+    with pytest.raises(ValueError, match="device 'cuda' is not to be had here: CUDA error: no kernel image"):
+        acceleration.resolve_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "xpu:0", "gpu", ""])
+def test_a_device_that_would_go_wrong_unsaid_is_refused(name):
+    with pytest.raises(ValueError, match="is not supported: auto, cpu, cuda or cuda:1 are"):
+        acceleration.resolve_device(name)
+
+
+def test_a_gpu_that_is_named_becomes_the_current_one(monkeypatch, forget):
+    current = [0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(device.index or current[-1]))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(acceleration, "_lacking", lambda name: "")
+    assert acceleration.resolve_device("cuda:1") == torch.device("cuda:1")
+    assert acceleration.resolve_device("auto") == torch.device("cuda:1")
+    assert current == [0, 1, 1]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_by_itself_a_gpu_computes_in_bfloat16_where_it_has_it_and_a_cpu_in_float32(monkeypatch, native):
+    asked = []
+    monkeypatch.setattr(acceleration, "native_bfloat16", lambda device: asked.append(device) or native)
+    gpu, cpu = torch.device("cuda:1"), torch.device("cpu")
+    assert acceleration.precision(gpu) == ("bfloat16" if native else "float32") and asked == [gpu]
+    assert acceleration.precision(cpu) == acceleration.precision(gpu, "float32") == "float32"
+    assert acceleration.precision(cpu, "bfloat16") == acceleration.precision(gpu, "bfloat16") == "bfloat16"
+
+
+@pytest.mark.parametrize("flags", ["fpu avx512_bf16 sse", "fpu amx_bf16", "fp asimd bf16"])
+def test_a_cpu_tells_by_its_flags_whether_it_has_bfloat16(monkeypatch, tmp_path, flags, forget):
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(acceleration, "Path", lambda _: cpuinfo)
+    assert not acceleration.native_bfloat16(torch.device("cpu"))
+    acceleration.native_bfloat16.cache_clear()
+    cpuinfo.write_text(f"flags : {flags}\n")
+    assert acceleration.native_bfloat16(torch.device("cpu"))
+    acceleration.native_bfloat16.cache_clear()
+    cpuinfo.write_text("flags : fpu avx512f avx512_vnni notbf16\n")
+    assert not acceleration.native_bfloat16(torch.device("cpu"))
+
+
+def test_exact_is_float32_in_earnest_and_puts_back_what_was_allowed():
+    def allowed():
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with acceleration.exact():
+            assert allowed() == (False, False)
+        assert allowed() == (True, True)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_a_convolution_and_its_relu_are_one_operation_in_bfloat16_on_a_cpu_alone():
+    model = fill(models.create("resnet20", 10))
+
+    def joined(dtype):
+        return sum(type(layer).__name__ == "_ConvolutionReLU" for layer in frozen(model, dtype).modules())
+
+    assert (joined(torch.bfloat16), joined(torch.float32)) == (19, 0)
+
+
+@pytest.mark.parametrize("other", [(2, 4, 8, 8), (4, 1, 1), (1,)])
+def test_what_a_convolution_is_added_to_may_have_to_be_repeated(other):
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.relu = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()
+            self.other = nn.Parameter(torch.randn(other, generator=torch.Generator().manual_seed(0)))
+
+        def forward(self, images):
+            return self.relu(self.convolution(images) + self.other)
+
+    model = Residual().eval()
+    half = frozen(model, torch.bfloat16)
+    assert any(type(layer).__name__ == "_ConvolutionReLU" for layer in half.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(half(pixels(8)).float(), model(pixels(8)), rtol=0.02, atol=0.02)
+
+
+def test_a_torch_without_the_joined_operation_does_without(monkeypatch):
+    monkeypatch.setattr(frozen_module, "_can_join", lambda: False)
+    half = frozen(models.create("resnet8", 10), torch.bfloat16)
+    assert not any(type(layer).__name__ == "_ConvolutionReLU" for layer in half.modules())

@@ -1,9 +1,9 @@
-import pytest
-import torch
-
 from r2kd import data
 from r2kd.augmentation import AUGMENTATIONS, _boxes, augment
 from r2kd.randomness import generator
+
+import pytest
+import torch
 
 
 @pytest.fixture(scope="module")

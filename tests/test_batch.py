@@ -1,10 +1,10 @@
-import pytest
-import torch
-
-from r2kd import batch, data, models, pruning
+from r2kd import data, models, pruning
 from r2kd.augmentation import AUGMENTATIONS
 from r2kd.batch import Batch, Teachers, epoch_batches
 from r2kd.config import CLEAN, DistillConfig, TeacherConfig
+
+import pytest
+import torch
 
 TAUGHT = {"model": "resnet8", "teacher": TeacherConfig.of("resnet8")}
 RUNNING = DistillConfig.of(**TAUGHT, pruned_batchnorm="running")
@@ -66,13 +66,13 @@ def test_a_view_draws_the_same_whatever_other_views_there_are(digits, dense):
     assert set(second.images) == {CLEAN, CUTMIX, wanted, CUTMIXPICK}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_on_cuda_both_views_go_through_a_frozen_teacher_in_one_forward(dense, monkeypatch):
-    asked = []
-    answer = Teachers.logits
-    monkeypatch.setattr(Teachers, "logits", lambda *given: asked.append(len(given[2])) or answer(*given))
-    on_device = {view: images.cuda() for view, images in views().items()}
-    shared = Batch(on_device, torch.zeros(4, device="cuda"), batch.Teachers(dense.cuda()))
-    for view in on_device:
-        shared.teacher_logits(view, RUNNING)
-    assert asked == [8, 8]
+def test_what_may_be_captured_is_answered_without_gradients_and_outside_of_inference_mode(dense):
+    """There a capture leaves torch's generator on the GPU unusable to the student's (torch 2.6 to 2.10)."""
+    modes = []
+    dense.register_forward_hook(lambda *_: modes.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled())))
+    teachers = Teachers(dense, plain=True)
+    for config in (RUNNING, BATCH):
+        shared = Batch(views(), torch.zeros(4), teachers)
+        for view in shared.images:
+            shared.teacher_logits(view, config)
+    assert modes and set(modes) == {(False, False)}

@@ -1,10 +1,10 @@
 import dataclasses
 
-import pytest
-import torch
-
 from benchmarks import agreement, loops, report, step
 from r2kd import experiments
+
+import pytest
+import torch
 
 CPU = torch.device("cpu")
 PAIR = experiments.pair_models("res20_res8")

@@ -4,11 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from r2kd import __main__, fidelity, models, runs
+
 import pandas as pd
 import pytest
 import torch
-
-from r2kd import __main__, fidelity, models, runs
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:

@@ -4,12 +4,12 @@ import dataclasses
 import json
 import os
 
+from r2kd import augmentation, config, methods, parts, runs, training
+from r2kd.config import DistillConfig, TeacherConfig
+
 import pytest
 import torch
 from PIL import Image
-
-from r2kd import augmentation, config, methods, parts, runs, training
-from r2kd.config import DistillConfig, TeacherConfig
 
 SMALL = {"train_images": 64, "test_images": 50, "epochs": 1, "image_size": 16, "device": "cpu"}
 
@@ -81,10 +81,17 @@ def test_what_acts_makes_another_run(change, teacher, images):
     assert address(student(teacher, **change), images) != address(student(teacher), images)
 
 
-def test_in_bfloat16_it_is_another_run(teacher, images, monkeypatch):
-    float32 = address(student(teacher), images)
-    monkeypatch.setattr(config.acceleration, "precision", lambda *_: torch.bfloat16)
-    assert address(student(teacher), images) != float32
+def test_in_bfloat16_it_is_another_run_asked_for_or_not(teacher, images, monkeypatch):
+    auto, float32, half = (address(student(teacher, precision=p), images) for p in ("auto", "float32", "bfloat16"))
+    assert auto == float32 != half
+    monkeypatch.setattr(config.acceleration, "precision", lambda *_: "bfloat16")
+    assert address(student(teacher, precision="auto"), images) not in (auto, half)  # the teacher, too, is another
+
+
+def test_a_plain_run_computes_in_float32_or_not_at_all(teacher):
+    assert student(teacher, plain=True).precision == "float32"
+    with pytest.raises(ValueError, match="plain computes in float32"):
+        student(teacher, plain=True, precision="bfloat16")
 
 
 def test_all_images_and_a_number_above_them_are_one(images):
@@ -125,6 +132,8 @@ def test_the_defaults_that_addresses_rest_on_stay_as_they_are():
         "dense_weight": 0.7,
         "pruned_batchnorm": "batch",
         "device": "auto",
+        "precision": "auto",
+        "streams": 4,
         "plain": False,
     }
     assert (methods.METHODS.shared, parts.Data().validation_images) == ({"ce_weight": 1.0}, 0)

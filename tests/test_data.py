@@ -13,16 +13,16 @@ from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 
+from r2kd import data
+from r2kd.image_files import ImageFiles
+from r2kd.randomness import generator
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR100
-
-from r2kd import data
-from r2kd.image_files import ImageFiles
-from r2kd.randomness import generator
 
 PIXELS, DIGITS = load_digits(return_X_y=True)
 CLASSES = {"zero": 0, "one": 1, "two": 2}

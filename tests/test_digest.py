@@ -3,12 +3,12 @@
 import subprocess
 import sys
 
+from r2kd import augmentation, losses, methods, models
+from r2kd.digest import digest
+
 import pytest
 import torch
 from torch import nn
-
-from r2kd import augmentation, losses, methods, models
-from r2kd.digest import digest
 
 ORIGINAL = '''
 import torch

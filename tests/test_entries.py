@@ -6,12 +6,12 @@ from functools import partialmethod
 from pathlib import Path
 from typing import Literal
 
-import nbformat
-import pytest
-
 import r2kd
 from r2kd import __main__, augmentation, config, data, entries, experiments, methods, models, parts, robustness
 from r2kd.entries import Registry
+
+import nbformat
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = (methods.METHODS, augmentation.AUGMENTATIONS, robustness.CORRUPTIONS, models.MODELS, data.DATASETS)

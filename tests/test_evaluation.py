@@ -1,10 +1,10 @@
 import math
 
-import pytest
-import torch
-
 from r2kd import data, evaluation, models, robustness
 from r2kd.randomness import generator
+
+import pytest
+import torch
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +87,16 @@ def test_the_robustness_table_has_a_row_for_each_severity_and_the_clean_images(d
 def test_an_unknown_corruption_is_named(digits, model):
     with pytest.raises(ValueError, match="unknown corruption 'fog'; known: noise, blur, contrast"):
         robustness.corrupted_logits(model, digits, "fog", 1)
+
+
+def test_a_prediction_is_in_float32_whatever_torch_is_allowed():
+    digits = data.load("digits").subset(None, 20)
+    allowed = []
+
+    def model(images):
+        allowed.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return images.mean(dim=(2, 3))
+
+    before = torch.backends.cudnn.allow_tf32
+    evaluation.predict(model, digits.test, digits)
+    assert allowed == [(False, False)] and torch.backends.cudnn.allow_tf32 == before

@@ -1,8 +1,8 @@
-import pandas as pd
-import pytest
-
 from r2kd import data, experiments, fidelity, stats
 from r2kd.experiments import study
+
+import pandas as pd
+import pytest
 
 
 def test_the_pairs_are_the_papers():

@@ -1,14 +1,14 @@
 import multiprocessing
 import os
 
-import pytest
-import torch
-from test_data import image_folder
-
 from r2kd import data, image_files, training
 from r2kd.config import TeacherConfig
 from r2kd.data import Split
 from r2kd.image_files import ImageFiles
+
+import pytest
+import torch
+from test_data import image_folder
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 import functools
 import math
 
+from r2kd import losses
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-
-from r2kd import losses
 
 DISTANCES = {
     "value": losses.value_loss,

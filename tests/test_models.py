@@ -2,6 +2,9 @@ import io
 import json
 import pickle
 
+from r2kd import models
+from r2kd.digest import digest
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +12,6 @@ import torchvision
 from conftest import SHARED, fill
 from torch import nn
 from torchvision.models import WeightsEnum
-
-from r2kd import models
-from r2kd.digest import digest
 
 GOLDEN = SHARED / "golden" / "models.json"
 RELEASED = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}

@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from r2kd import experiments, models, runs, stats
+
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
-
-from r2kd import experiments, models, runs, stats
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

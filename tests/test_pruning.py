@@ -1,8 +1,8 @@
+from r2kd import models, pruning
+
 import pytest
 import torch
 from conftest import fill
-
-from r2kd import models, pruning
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
-import torch
-
 from r2kd import augmentation, data, models, published
 from r2kd.randomness import seeded
+
+import pytest
+import torch
 
 CUTOUT = "best_results/cutout/res56_res20_student_best"
 

@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
+from r2kd import experiments, fidelity, stats
+
 import pandas as pd
 import pytest
-
-from r2kd import experiments, fidelity, stats
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -2,11 +2,11 @@
 
 import shutil
 
+from r2kd import experiments, models, records, runs, stats, training
+
 import pandas as pd
 import pytest
 import torch
-
-from r2kd import experiments, models, records, runs, stats, training
 
 TINY = {"train_images": 64, "test_images": 50, "epochs": 1, "teacher.epochs": 1, "device": "cpu", "seeds": 2}
 

@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from r2kd import figures, runs
+
 import nbformat
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-
-from r2kd import figures, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 DRAWN = set(figures.FIGURES) - {"published"}  # which needs the authors' files

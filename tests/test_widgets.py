@@ -1,8 +1,8 @@
-import pytest
-from matplotlib.figure import Figure
-
 from r2kd import data, models, widgets
 from r2kd.augmentation import AUGMENTATIONS
+
+import pytest
+from matplotlib.figure import Figure
 
 
 @pytest.fixture(scope="module")
