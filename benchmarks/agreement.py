@@ -27,7 +27,7 @@ def losses(pair: str, pixels: int, steps: int, device: torch.device, **settings)
     arms, teachers, batches = {}, {}, {}
     for path, plain in PATHS.items():
         (arms[path],), teachers[path] = students_and_teachers(
-            PAIRS[pair], images, "running", device, plain=plain, **settings
+            PAIRS[pair], images, "running", device, plain=plain, precision="float32", **settings
         )
     rows = []
     bar = tqdm(total=steps, desc=f"{pair}, steps of {len(PATHS)} paths")

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from benchmarks import report
 from benchmarks.loops import BATCH
 from benchmarks.step import CASES, CLASSES, benchmark_images
+from r2kd import acceleration
 from r2kd.augmentation import AUGMENTATIONS
 from r2kd.batch import epoch_batches
 from r2kd.config import CLEAN
@@ -36,7 +37,8 @@ def milliseconds(pixels: int, view: Choice, device: torch.device, count: int = 4
         batches = epoch_batches(images, {view}, UNDECIDED, seed=0, epoch=len(taken), batch_size=BATCH)
         started = time.perf_counter()
         for batch in batches:
-            float(batch.images[view][0, 0, 0, 0])  # waits for a GPU
+            batch.images[view]
+            acceleration.wait(device)
             taken.append(1000 * (time.perf_counter() - started))
             started = time.perf_counter()
     return taken[3 : count + 3]
@@ -46,14 +48,14 @@ def main() -> None:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--device", default="auto", help="auto, cpu, cuda [auto]")
     device = resolve_device(top.parse_args().device)
-    step = report.read("step").set_index(["pair", "loop", "students", "pruned_batchnorm"])["step_ms"]
+    step = report.read("step").set_index(["pair", "loop", "students", "pruned_batchnorm", "precision"])["step_ms"]
     drawn = [AUGMENTATIONS.choose(name) for name, entry in AUGMENTATIONS.items() if entry.drawn]
     views = [view.with_options(draws=draws) for view in drawn for draws in ("batch", "sample")]
     views.append(AUGMENTATIONS.choose("cutmixpick:draws=sample,pick=after"))
     rows = []
     for pair, view in tqdm([(pair, view) for pair in CASES for view in [CLEAN, *views]], desc="views"):
         median = statistics.median(milliseconds(CASES[pair], view, device))
-        share = 100 * median / step[(pair, "ours", 1, "running")]
+        share = 100 * median / step[(pair, "ours", 1, "running", acceleration.precision(device))]
         options = {"draws": "batch", "pick": "before"} | view.options
         rows.append({"pixels": CASES[pair], "augmentation": view.name, **options, "ms": median, "step_percent": share})
     table = pd.DataFrame(rows)

@@ -17,6 +17,7 @@ from r2kd.arm import Arm
 from r2kd.batch import Teachers, epoch_batches
 from r2kd.config import DistillConfig, TeacherConfig
 from r2kd.data import ImageData, Split
+from r2kd.entries import Choice
 from r2kd.randomness import generator, seeded
 
 import torch
@@ -83,6 +84,7 @@ def plain_loop(pair: tuple[str, str], images: ImageData, mode: str, device: torc
             loss.backward()
             optimizer.step()
             evaluation.accuracy(logits, target), evaluation.accuracy(logits, target, 5)
+            acceleration.wait(device)
             yield Step(time.perf_counter() - started, data_seconds, loss.item())
 
 
@@ -92,29 +94,45 @@ def students_and_teachers(
     mode: str,
     device: torch.device,
     count: int = 1,
-    plain: bool = False,
     **settings,
 ) -> tuple[list[Arm], Teachers]:
-    """`count` students of one teacher, untrained, at temperatures 4, 5, ...; `plain` is training's own switch back."""
+    """`count` students of one teacher, untrained, at temperatures 4, 5, ..., on the lanes of the machine's `streams`."""
     teacher, student = pair
-    settings |= {"teacher": TeacherConfig.of(teacher), "view": "cutmix", "plain": plain, "pruned_batchnorm": mode}
+    settings |= {
+        "teacher": TeacherConfig.of(teacher),
+        "view": "cutmix",
+        "pruned_batchnorm": mode,
+        "device": str(device),
+    }
     configs = [DistillConfig.of(student, temperature=4.0 + i, **settings) for i in range(count)]
     dense = _model(teacher, images.num_classes).eval().requires_grad_(False).to(device)
-    return [Arm.new(config, _NOWHERE, images, device) for config in configs], Teachers(
-        dense, configs[0].precision, plain
-    )
+    machine = configs[0].machine
+    lanes = [acceleration.Lane(device) for _ in range(min(machine.streams, count))]
+    arms = [Arm.new(config, _NOWHERE, images, device, lanes[i % len(lanes)]) for i, config in enumerate(configs)]
+    return arms, Teachers(dense, configs[0].precision, machine.plain)
 
 
 def our_loop(
-    pair: tuple[str, str], images: ImageData, mode: str, device: torch.device, count: int = 1
+    pair: tuple[str, str], images: ImageData, mode: str, device: torch.device, count: int = 1, **settings
 ) -> Iterator[Step]:
-    """Steps of `count` students."""
+    """Steps of `count` students; in "auto" precision, float32 on a CPU, unless `settings` say otherwise."""
     if device.type == "cpu":
         acceleration.keep_freed_memory()
-    students, teachers = students_and_teachers(pair, images, mode, device, count)
+    students, teachers = students_and_teachers(pair, images, mode, device, count, **settings)
+    plain = students[0].config.machine.plain
     images, views = images.to(device), set(students[0].config.views.values())
+    try:
+        yield from _our_steps(students, teachers, images, views, plain, device)
+    finally:
+        for lane in {teachers.lane, *(arm.lane for arm in students)}:
+            lane.release()
+
+
+def _our_steps(
+    students: list[Arm], teachers: Teachers, images: ImageData, views: set[Choice], plain: bool, device: torch.device
+) -> Iterator[Step]:
     for epoch in itertools.count():
-        batches = epoch_batches(images, views, teachers, seed=0, epoch=epoch, batch_size=BATCH)
+        batches = epoch_batches(images, views, teachers, seed=0, epoch=epoch, batch_size=BATCH, plain=plain)
         for _ in range(len(images.train) // BATCH):
             for arm in students:
                 arm.begin_epoch()
@@ -123,8 +141,32 @@ def our_loop(
             data_seconds = time.perf_counter() - started
             for arm in students:
                 arm.step(batch)
-            loss = float(students[0].sums[0]) / BATCH  # waits for a GPU
-            yield Step(time.perf_counter() - started, data_seconds, loss)
+            for arm in students:
+                arm.lane.join()
+            acceleration.wait(device)
+            seconds = time.perf_counter() - started
+            yield Step(seconds, data_seconds, float(students[0].sums[0]) / BATCH)
+
+
+def random_images(pixels: int, train: int, test: int, classes: int = 100) -> ImageData:
+    """Noise with labels: the time of a step does not depend on what the images show."""
+    draws = generator(0, "random images", pixels)
+
+    def split(count: int) -> Split:
+        images = torch.randint(256, (count, 3, pixels, pixels), generator=draws, dtype=torch.uint8)
+        return Split(images, torch.randint(classes, (count,), generator=draws))
+
+    return ImageData(
+        name="random",
+        classes=tuple(map(str, range(classes))),
+        train=split(train),
+        test=split(test),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        flip=True,
+        policy="cifar10",
+        fingerprint="random",
+    )
 
 
 @contextmanager

@@ -7,19 +7,23 @@ import pandas as pd
 import torch
 
 FOLDER = Path(__file__).parent
-TABLES = ("step", "operators", "batch", "agreement", "epoch")
+TABLES = ("step", "operators", "batch", "agreement", "epoch", "precision", "neighbour")
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # what decides how fast a CPU multiplies
 MACHINE = "machine"  # the last column of every table
 
 
 def machine(device: torch.device) -> str:
-    """In words: the GPU, or the processor and its threads, and torch's version."""
+    """In words: the GPU, or the processor, those of its flags that matter and its threads, and torch's version."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         cpuinfo = Path("/proc/cpuinfo")
         lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
         models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        name = f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
+        flags = {word for line in lines if line.lower().startswith(("flags", "features")) for word in line.split()}
+        told = " ".join(flag for flag in FLAGS if flag in flags)
+        name = models[0] if models else platform.machine()
+        name += f" ({told})" * bool(told) + f", {torch.get_num_threads()} threads"
     return f"{name}, torch {torch.__version__.split('+')[0]}"
 
 
@@ -45,7 +49,8 @@ def markdown(table: pd.DataFrame) -> str:
 
 def render() -> str:
     """README.md, every number from a CSV beside it."""
-    step, where, batch, parted, epoch = map(read, TABLES)
+    step, where, batch, parted, epoch, precision, neighbour = map(read, TABLES)
+    released = read("released")
     return f"""# Benchmarks
 
 Each prints a table, writes it as CSV beside this file, and writes this file anew. Times are of this machine and of that hour;
@@ -57,9 +62,9 @@ the ratios are of loops that took turns. No test looks at a clock.
 R2KD with cutmix and the pruned teacher, batches of 64, real images (the digits, scaled), untrained networks of 100 classes. *Plain* is
 written as the released code works: per-image PIL transforms in a DataLoader with two workers, four separate teacher forwards,
 float32, default layout. *Ours* is a step of `r2kd.training`. Medians of {_counts(step)} steps of each loop, in a process of its own,
-taking turns, [first and third quartile]. *Ratio*: the plain loop, once for each student, over the loop. *Matrix rate*: the FLOPs of
-the networks a second, as a share of a float32 product of two 2048 x 2048 matrices in the same process (above 100 %: torch's
-convolutions run faster than that product).
+taking turns, [first and third quartile]. *Ratio*: the plain loop in float32, once for each student, over the loop. *Matrix rate*: the
+FLOPs of the networks a second, as a share of a product of two 2048 x 2048 matrices in the same precision and process (above 100 %:
+torch's convolutions run faster than that product).
 
 {markdown(_step_table(step))}
 
@@ -71,8 +76,9 @@ Where a step goes, by operator (`python -m benchmarks.operators`, the profiler's
 
 ## A batch: `python -m benchmarks.batch`
 
+{batch[MACHINE][0]}.
 Indexing, cropping, flipping, normalising and augmenting 64 images; in brackets the share of the step of one student above (BatchNorm
-running). *After* is cutmixpick as its authors have it. One draw for each image takes autoaug through its images one by one.
+running, float32). *After* is cutmixpick as its authors have it.
 
 {markdown(_batch_table(batch))}
 
@@ -94,6 +100,35 @@ on the batch's statistics. The loops took turns, step by step. The 240 epochs of
 
 {markdown(_epoch_table(epoch))}
 
+## Half precision: `python -m benchmarks.precision`
+
+{precision[MACHINE][0]}.
+{precision["caption"][0]}.
+The same students in both precisions, of one teacher trained in float32, tested in float32; the difference is paired by seed, ± is the
+half width of a 95 % *t*-interval over the seeds:
+
+{markdown(_precision_table(precision))}
+
+## Beside a neighbour: `python -m benchmarks.neighbour`
+
+{neighbour[MACHINE][0]}.
+Eight evaluations of resnet20 on 797 digits, alone and beside processes that each keep a core busy: medians of {neighbour["repeats"][0]} turns [least,
+most]. OpenMP's threads spin while they wait for each other, 300,000 times by default; beside a busy neighbour they spin in the
+place of the thread that they wait for. The package sets `GOMP_SPINCOUNT={neighbour["spins"].iloc[-1]}` before torch is loaded, unless it, or `OMP_WAIT_POLICY`, is set:
+import r2kd before torch.
+
+{markdown(_neighbour_table(neighbour))}
+
+## Measured elsewhere
+
+On {released[MACHINE][0]}, the real released code took {released["released_s"][0]:.3f} s for a float32 step of {released["pair"][0]} and ours, in
+turns with it, {released["ours_s"][0]:.3f} s ({released["ratio"][0]:.2f} times as fast); eight students of ours took {released["ours_s"][1]:.2f} s ({released["ratio"][1]:.2f} times).
+
+## A GPU: `python -m benchmarks.gpu --minutes 25 --out DIR`
+
+The CUDA tests, then steps, operators, an epoch and as much of the full recipe as the minutes allow, each a small file in DIR. Needs
+torch, torchvision, NumPy, pandas and tqdm. No GPU has run it yet.
+
 ## A study: `python -m benchmarks.cost`
 
 What the profiles cost, extrapolated from a few steps of every arm: [cost.csv](cost.csv), shown in the [README](../README.md).
@@ -109,6 +144,7 @@ def _step_table(step: pd.DataFrame) -> pd.DataFrame:
         {
             "pair": step["pair"] + step["pixels"].map(", {} px".format),
             "loop": step["loop"],
+            "precision": step["precision"],
             "students": step["students"],
             "pruned BatchNorm": step["pruned_batchnorm"],
             "step (ms)": [
@@ -129,12 +165,12 @@ def _floor_text(step: pd.DataFrame) -> str:
     """For each pair, the ratios to be had if every FLOP of the networks ran at the rate of a matrix product."""
     lines = []
     for pair, rows in step[step["pruned_batchnorm"] == "running"].groupby("pair", sort=False):
-        plain = rows[rows["loop"] == "plain"].iloc[0]
+        plain = rows[rows["loop"] == "plain"].iloc[0]  # in float32
         for _, ours in rows[rows["loop"] == "ours"].iterrows():
             floor = 1000 * ours["gflop"] / ours["matrix_gflops"]
             students = f"{ours['students']} student" + ("s" if ours["students"] > 1 else "")
             lines.append(
-                f"- {pair}, {students}: {ours['gflop']:.0f} GFLOP at {ours['matrix_gflops']:.0f} GFLOP/s are {floor:.0f} ms, "
+                f"- {pair}, {ours['precision']}, {students}: {ours['gflop']:.0f} GFLOP at {ours['matrix_gflops']:.0f} GFLOP/s are {floor:.0f} ms, "
                 f"a ratio of {ours['students'] * plain['step_ms'] / floor:.2f}; ours has {ours['ratio']:.2f}"
             )
     heading = (
@@ -148,6 +184,7 @@ def _operator_table(where: pd.DataFrame) -> pd.DataFrame:
         {
             "pair": where["pair"],
             "loop": where["loop"],
+            "precision": where["precision"],
             "operator": where["operator"].str.removeprefix("aten::"),
             "ms a step": where["ms"].map("{:.0f}".format),
             "share (%)": where["percent"].map("{:.1f}".format),
@@ -190,6 +227,35 @@ def _epoch_table(epoch: pd.DataFrame) -> pd.DataFrame:
             "test (s)": epoch["test_s"].map("{:.1f}".format),
             "240 epochs (hours)": epoch["hours_240"].map("{:.1f}".format),
             "ratio": (epoch["hours_240"][0] / epoch["hours_240"]).map("{:.2f}".format),
+        }
+    )
+
+
+def _precision_table(precision: pd.DataFrame) -> pd.DataFrame:
+    def told(mean: str, half_width: str, form: str) -> list[str]:
+        return [f"{m:{form}} ± {w:.2f}" for m, w in zip(precision[mean], precision[half_width], strict=True)]
+
+    return pd.DataFrame(
+        {
+            "student": precision["student"],
+            "float32 (%)": told("float32", "float32_half_width", ".2f"),
+            "bfloat16 (%)": told("bfloat16", "bfloat16_half_width", ".2f"),
+            "bfloat16 - float32 (points)": told("difference", "half_width", "+.2f"),
+            "seeds": precision["seeds"],
+        }
+    )
+
+
+def _neighbour_table(neighbour: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "spinning": neighbour["spinning"],
+            "busy neighbours": neighbour["neighbours"],
+            "seconds": [
+                f"{m:.2f} [{a:.2f}, {b:.2f}]"
+                for m, a, b in zip(neighbour["seconds"], neighbour["least"], neighbour["most"], strict=True)
+            ],
+            "against alone": neighbour["slowdown"].map("{:.1f}".format),
         }
     )
 

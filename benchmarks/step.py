@@ -1,8 +1,8 @@
 """A step of training, a plain loop against ours: python -m benchmarks.step
 
 Each loop runs in a process of its own, and they take turns, step by step, so that a slower hour of the machine meets all.
-Prints the medians of the step times with their quartiles. Writes step.csv and README.md beside it. On two CPU cores about a
-quarter of an hour, most of it for the wide pair.
+Prints the medians of the step times with their quartiles. Writes step.csv and README.md beside it. Where the processor has no
+bfloat16, its loops are left out. On two CPU cores about a quarter of an hour, most of it for the wide pair.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 from benchmarks import report
 from benchmarks.loops import BATCH, Step, ask, our_loop, plain_loop, processes
@@ -29,14 +30,32 @@ from torch.utils.flop_counter import FlopCounterMode
 
 CASES = {"res56_res20": 32, "wrn402_wrn162": 64}  # pixels
 STEPS = {"res56_res20": 30, "wrn402_wrn162": 8}
-CLASSES, ARMS, SIDE = 100, 8, 2048
-LOOPS = {  # loop, students, the pruned teacher's BatchNorm
-    "plain": ("plain", 1, "running"),
-    "ours": ("ours", 1, "running"),
-    "ours, 8 students": ("ours", ARMS, "running"),
-    "plain, batch statistics": ("plain", 1, "batch"),
-    "ours, batch statistics": ("ours", 1, "batch"),
-}
+CLASSES, ARMS = 100, 8
+
+
+class Loop(NamedTuple):
+    """Which loop, "plain" or "ours", how many students, the pruned teacher's BatchNorm, and the precision that it trains in."""
+
+    loop: str
+    students: int
+    pruned_batchnorm: str
+    precision: str = "float32"
+
+
+def loops(device: torch.device) -> dict[str, Loop]:
+    """By name, those that this device can run."""
+    known = {
+        "plain": Loop("plain", 1, "running"),
+        "ours": Loop("ours", 1, "running"),
+        "ours, 8 students": Loop("ours", ARMS, "running"),
+        "ours, bfloat16": Loop("ours", 1, "running", "bfloat16"),
+        "ours, bfloat16, 8 students": Loop("ours", ARMS, "running", "bfloat16"),
+        "plain, batch statistics": Loop("plain", 1, "batch"),
+        "ours, batch statistics": Loop("ours", 1, "batch"),
+        "ours, bfloat16, batch statistics": Loop("ours", 1, "batch", "bfloat16"),
+    }
+    native = acceleration.native_bfloat16(device)
+    return {name: loop for name, loop in known.items() if native or loop.precision == "float32"}
 
 
 def benchmark_images(pixels: int) -> ImageData:
@@ -45,36 +64,40 @@ def benchmark_images(pixels: int) -> ImageData:
     return dataclasses.replace(digits, flip=True, classes=tuple(map(str, range(CLASSES))))
 
 
-def steps(pair: str, loop: str, device: torch.device) -> Iterator[Step]:
-    kind, arms, mode = LOOPS[loop]
+def steps(pair: str, loop: Loop, device: torch.device) -> Iterator[Step]:
     images = benchmark_images(CASES[pair])
-    if kind == "plain":
-        return plain_loop(PAIRS[pair], images, mode, device)
-    return our_loop(PAIRS[pair], images, mode, device, arms)
+    if loop.loop == "plain":
+        return plain_loop(PAIRS[pair], images, loop.pruned_batchnorm, device)
+    return our_loop(PAIRS[pair], images, loop.pruned_batchnorm, device, loop.students, precision=loop.precision)
 
 
-def serve(connection: Connection, pair: str, loop: str, device: str) -> None:
+def serve(connection: Connection, pair: str, loop: Loop, device: str) -> None:
     """In a process of its own: a step, or a matrix product, for each message; at the end its peak memory in bytes."""
-    device = torch.device(device)
+    device = resolve_device(device)
     endless = steps(pair, loop, device)
     while (asked := connection.recv()) != "end":
-        connection.send(next(endless) if asked == "step" else product_rate(device))
+        connection.send(next(endless) if asked == "step" else product_rate(device, loop.precision))
     connection.send(peak_memory(device))
     endless.close()
 
 
-def product_rate(device: torch.device) -> float:
-    """FLOP/s of a matrix product in the precision that ours trains in."""
-    factor = torch.ones(SIDE, SIDE, device=device, dtype=acceleration.precision(device))
-    started = time.perf_counter()
-    product = factor @ factor
-    float(product[0, 0])  # waits for a GPU
-    return 2 * SIDE**3 / (time.perf_counter() - started)
+@torch.no_grad()
+def product_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of matrix products, large and many enough to keep the device busy."""
+    side, count = (8192, 20) if device.type == "cuda" else (2048, 1)
+    factor = torch.ones(side, side, device=device, dtype=getattr(torch, precision))
+    with acceleration.exact():
+        acceleration.wait(device)
+        started = time.perf_counter()
+        for _ in range(count):
+            factor @ factor
+        acceleration.wait(device)
+        return count * 2 * side**3 / (time.perf_counter() - started)
 
 
 def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_reserved(device)  # the graphs' pools included
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -96,40 +119,41 @@ def _flops(model: nn.Module, image: torch.Tensor, backward: bool) -> int:
 
 
 def measure(pair: str, count: int, device: torch.device) -> pd.DataFrame:
-    """A row a loop, medians over `count` alternating steps after two that are not counted."""
-    taken: dict[str, list[Step]] = {loop: [] for loop in LOOPS}
-    rates: dict[str, list[float]] = {loop: [] for loop in LOOPS}
-    with processes(serve, {loop: (pair, loop, str(device)) for loop in LOOPS}) as served:
-        for _ in tqdm(range(count + 2), desc=f"{pair}, steps of {len(LOOPS)} loops"):
-            for loop, connection in served.items():
-                taken[loop].append(ask(connection, "step"))
-                rates[loop].append(ask(connection, "product"))
-        memory = {loop: ask(connection, "end") for loop, connection in served.items()}
-    medians = {loop: statistics.median(step.seconds for step in taken[loop][2:]) for loop in LOOPS}
+    """A row a loop, medians over `count` alternating steps after those that are not counted: captures, on a GPU."""
+    measured = loops(device)
+    uncounted = acceleration.WARM_UP + 2 if device.type == "cuda" else 2
+    taken: dict[str, list[Step]] = {name: [] for name in measured}
+    rates: dict[str, list[float]] = {name: [] for name in measured}
+    with processes(serve, {name: (pair, loop, str(device)) for name, loop in measured.items()}) as served:
+        for _ in tqdm(range(count + uncounted), desc=f"{pair}, steps of {len(measured)} loops"):
+            for name, connection in served.items():
+                taken[name].append(ask(connection, "step"))
+                rates[name].append(ask(connection, "product"))
+        memory = {name: ask(connection, "end") for name, connection in served.items()}
+    counted = {name: steps[uncounted:] for name, steps in taken.items()}
+    medians = {name: statistics.median(step.seconds for step in steps) for name, steps in counted.items()}
     rows = []
-    for loop, (kind, arms, mode) in LOOPS.items():
-        seconds = [step.seconds for step in taken[loop][2:]]
-        quartiles = statistics.quantiles(seconds, n=4)
-        compared = next(name for name, like in LOOPS.items() if like == ("plain", 1, mode))
-        flops = step_flops(pair, arms)
-        rate = statistics.median(rates[loop][2:])
+    for name, loop in measured.items():
+        quartiles = statistics.quantiles([step.seconds for step in counted[name]], n=4)
+        plain = Loop("plain", 1, loop.pruned_batchnorm)
+        compared = next(other for other, like in measured.items() if like == plain)
+        flops = step_flops(pair, loop.students)
+        rate = statistics.median(rates[name][uncounted:])
         rows.append(
             {
                 "pair": pair,
                 "pixels": CASES[pair],
-                "loop": kind,
-                "students": arms,
-                "pruned_batchnorm": mode,
-                "step_ms": 1000 * medians[loop],
+                **loop._asdict(),
+                "step_ms": 1000 * medians[name],
                 "quartile_1_ms": 1000 * quartiles[0],
                 "quartile_3_ms": 1000 * quartiles[2],
-                "images_per_second": arms * BATCH / medians[loop],
-                "ratio": arms * medians[compared] / medians[loop],
-                "data_percent": 100 * statistics.median(s.data_seconds / s.seconds for s in taken[loop][2:]),
-                "peak_gib": memory[loop] / 2**30,
+                "images_per_second": loop.students * BATCH / medians[name],
+                "ratio": loop.students * medians[compared] / medians[name],
+                "data_percent": 100 * statistics.median(s.data_seconds / s.seconds for s in counted[name]),
+                "peak_gib": memory[name] / 2**30,
                 "gflop": flops / 1e9,
                 "matrix_gflops": rate / 1e9,
-                "matrix_percent": 100 * flops / medians[loop] / rate,
+                "matrix_percent": 100 * flops / medians[name] / rate,
                 "steps": count,
             }
         )

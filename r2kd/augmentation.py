@@ -148,28 +148,29 @@ def _draws(images: Tensor, draws: str) -> int:
     return 1 if draws == "batch" else len(images)
 
 
-def _operation(entry: tuple, space: dict, uniform: Tensor, sign: Tensor) -> tuple[str, float]:
-    """The (operation, magnitude) that an entry (operation, probability, level) of a sub-policy comes to; uniform, sign: ().
+def _operation(entry: tuple, space: dict, uniform: Tensor, sign: Tensor) -> tuple[str, float] | None:
+    """(operation, magnitude) of one step (operation, probability, level) of a sub-policy; None where it is left out.
 
-    space: operation -> (magnitude of each level, whether it has a sign).
+    space: operation -> (magnitude of each level, whether it has a sign); uniform, sign: the draws, each ().
     """
     name, probability, level = entry
-    if uniform > probability:  # as a tensor: float32, where the probability is rounded too
-        return "Identity", 0.0
+    if uniform > probability:  # of a tensor: float32, to which the probability is rounded
+        return None
     magnitudes, signed = space[name]
     magnitude = 0.0 if level is None else float(magnitudes[level])
     return name, -magnitude if signed and not sign else magnitude
 
 
-def _in_groups(parts: Sequence[Tensor], operations: list[tuple[str, float]], transform: AutoAugment) -> list[Tensor]:
-    """The parts of a batch, each (n, 3, H, W) as uint8, each after its operation: those of one operation in one call."""
+def _in_groups(parts: Sequence[Tensor], operations: list, transform: AutoAugment) -> list[Tensor]:
+    """The parts (n, 3, H, W) of a batch, uint8, each after its operation: all that have the same one in one call."""
     groups, done = {}, list(parts)
     for place, operation in enumerate(operations):
-        groups.setdefault(operation, []).append(place)
+        if operation is not None:
+            groups.setdefault(operation, []).append(place)
     for (name, magnitude), places in groups.items():
         group = torch.cat([parts[place] for place in places])
         if name == "Equalize":
-            group = equalize(group)  # the same bytes as v1's, which waits for the GPU twice a channel
+            group = equalize(group)  # v2's: the same bytes as v1's, which waits for the GPU twice a channel
         else:
             group = _apply_op(group, name, magnitude, transform.interpolation, transform.fill)
         for place, part in zip(places, group.chunk(len(places)), strict=True):

@@ -1,7 +1,6 @@
 """Intervals over seeds, paired differences, and what may be said of them."""
 
 import pandas as pd
-from scipy import stats
 
 
 def mean_interval(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
@@ -9,6 +8,8 @@ def mean_interval(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFram
 
     The interval is over training seeds, on one training set and one teacher. n = 1 has none (NaN).
     """
+    from scipy import stats  # so that a machine that only trains does without
+
     groups = table.groupby(by, sort=False, dropna=False)[value]
     summary = groups.agg(mean="mean", deviation="std", n="count").reset_index()
     quantile = stats.t.ppf(0.975, (summary["n"] - 1).clip(lower=1))

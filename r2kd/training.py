@@ -100,11 +100,10 @@ def _train_together(
     configs = list(missing.values())
     teachers = _teachers(configs, images, device, progress)
     lanes = [acceleration.Lane(device) for _ in range(min(configs[0].machine.streams, len(configs)))]
+    arms: list[Arm] = []
     try:
-        arms = [
-            _start(config, run, images, device, lanes[i % len(lanes)])
-            for i, (run, config) in enumerate(missing.items())
-        ]
+        for i, (run, config) in enumerate(missing.items()):
+            arms.append(_start(config, run, images, device, lanes[i % len(lanes)]))
         with acceleration.exact():
             run_epochs(arms, images, teachers, progress)
         failures = [arm.failure for arm in arms if arm.failure]
@@ -114,6 +113,8 @@ def _train_together(
     finally:
         for lane in [*lanes, *([teachers.lane] if teachers else [])]:
             lane.release()
+        arms.clear()  # what a failure's traceback leads to is this frame
+        teachers = None
 
 
 def _start(config: Config, run: Run, images: ImageData, device: torch.device, lane: acceleration.Lane) -> Arm:

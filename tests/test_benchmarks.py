@@ -1,8 +1,10 @@
 import dataclasses
+from types import SimpleNamespace
 
-from benchmarks import agreement, loops, report, step
+from benchmarks import agreement, gpu, loops, operators, precision, report, step
 from r2kd import experiments
 
+import pandas as pd
 import pytest
 import torch
 
@@ -39,3 +41,58 @@ def test_from_the_same_weights_the_fast_path_has_the_loss_of_the_plain_one(monke
     monkeypatch.setitem(experiments.PAIRS, "res20_res8", PAIR)
     differences = report.largest_differences(agreement.losses("res20_res8", 16, 4, CPU))
     assert float(differences.set_index("path").loc["fast, from the plain weights"].iloc[0]) < 1e-4
+
+
+def test_on_a_gpu_the_kernels_are_counted_and_not_the_operators_that_launched_them_too():
+    def event(key, device, cpu, gpu):
+        kind = SimpleNamespace(name=device)
+        return SimpleNamespace(key=key, device_type=kind, self_cpu_time_total=cpu, self_device_time_total=gpu)
+
+    events = [event("aten::conv", "CPU", 7.0, 5.0), event("implicit_gemm", "CUDA", 0.0, 5.0)]
+    assert operators.own_times(events, torch.device("cuda")).to_dict() == {"implicit_gemm": 5.0}
+    assert operators.own_times(events, CPU).to_dict() == {"aten::conv": 7.0}
+
+
+def test_a_processor_without_bfloat16_keeps_to_float32(monkeypatch):
+    for native, count in ((True, 8), (False, 5)):
+        monkeypatch.setattr(step.acceleration, "native_bfloat16", lambda device, native=native: native)
+        assert len(step.loops(CPU)) == count
+
+
+def test_the_comparison_of_precisions_is_paired_by_seed_of_one_teacher_in_float32(tmp_path):
+    study = precision.study(5, data_root=str(tmp_path))
+    assert {config.teacher for config in study.arms.values()} == {study.teacher} and len(study.seeds) == 5
+    assert study.teacher.precision == "float32" and study.teacher.recipe.epochs == 30
+    assert [config.precision for config in study.arms.values()] == ["float32", "bfloat16"] * 2
+    points = {"float32": (40.0, 42.0), "bfloat16": (40.5, 42.3)}
+    rows = [
+        {"arm": arm, "seed": seed, "last_top1": points[config.precision][seed]}
+        for arm, config in study.arms.items()
+        for seed in (0, 1)
+    ]
+    table = precision.compared(pd.DataFrame(rows))
+    assert list(table["student"]) == ["cross-entropy", "R2KD cutmix, pruned"]
+    assert table["difference"].tolist() == pytest.approx([0.4, 0.4]) and set(table["seeds"]) == {2}
+    assert table["half_width"].tolist() == pytest.approx([12.706 * 0.1] * 2, rel=1e-3)
+
+
+def test_what_a_gpu_has_to_show_is_kept_when_time_is_up_and_not_done_again(tmp_path):
+    def rows(device):
+        yield {"number": 1}
+        while True:
+            pass
+
+    gpu.write_rows(tmp_path / "rows.csv", rows, CPU, 0.2)
+    kept = pd.read_csv(tmp_path / "rows.csv")
+    assert kept["number"].tolist() == [1] and kept["machine"][0] == report.machine(CPU)
+    gpu.write_rows(tmp_path / "rows.csv", lambda device: pytest.fail("done again"), CPU, 0.2)
+
+
+def test_every_test_of_the_gpu_is_listed_and_a_failure_is_a_row(monkeypatch, tmp_path):
+    listed = list(gpu.tests(CPU))
+    assert len(listed) > 10 and {row["outcome"] for row in listed} == {"not run: no GPU"}
+    (tmp_path / "failing.py").write_text("def test_one(): assert 1 == 2, 'no'\ndef test_two(): pass\n")
+    monkeypatch.setattr(gpu, "CUDA_TESTS", tmp_path / "failing.py")
+    failed, passed = gpu.tests(torch.device("cuda"))
+    assert (failed["outcome"], passed["outcome"]) == ("failed", "passed")
+    assert failed["message"] == "AssertionError: no (test_one:1)"

@@ -6,6 +6,7 @@ import tempfile
 from contextlib import redirect_stderr
 from pathlib import Path
 
+from benchmarks import loops
 from r2kd import acceleration, batch, data, evaluation, experiments, models, runs, training
 from r2kd.arm import Arm
 from r2kd.augmentation import AUGMENTATIONS
@@ -20,15 +21,8 @@ SETTINGS = {"dataset": "random", "epochs": 2, "batch_size": 20, "device": "cuda"
 TEACHER = TeacherConfig.of("resnet14", **SETTINGS)
 
 
-def random_images(train: int = 130, test: int = 60, pixels: int = 32) -> data.ImageData:
-    draws = torch.Generator().manual_seed(0)
-
-    def split(count: int) -> data.Split:
-        images = torch.randint(256, (count, 3, pixels, pixels), generator=draws, dtype=torch.uint8)
-        return data.Split(images, torch.randint(10, (count,), generator=draws))
-
-    about = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "flip": True, "policy": "cifar10", "fingerprint": "random"}
-    return data.ImageData(name="random", classes=tuple("0123456789"), train=split(train), test=split(test), **about)
+def random_images() -> data.ImageData:
+    return loops.random_images(32, train=130, test=60, classes=10)
 
 
 def student(root: str | Path = ".", **settings) -> DistillConfig:

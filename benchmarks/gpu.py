@@ -1,0 +1,214 @@
+"""All that a GPU has to show, in one command: python -m benchmarks.gpu --minutes 25 --out DIR
+
+The CUDA tests; a step of one, eight and nineteen students on one, four and eight streams; where a step goes; an epoch; then the
+full recipe of resnet56 -> resnet20 on CIFAR-100, if it is at hand, for as long as there is time. Each is a small file in DIR, written
+when it is done; what has a file there is not done again. Runs go on where they were, from --runs-root. Needs torch, torchvision,
+NumPy, pandas and tqdm, no network, no test runner. With --device cpu it tries itself.
+"""
+
+import argparse
+import importlib.util
+import json
+import signal
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from benchmarks import operators, report
+from benchmarks.loops import BATCH, our_loop, plain_loop, random_images
+from benchmarks.step import CASES, peak_memory
+from r2kd import ROOT, acceleration, evaluation, experiments, models, runs, training
+from r2kd.progress import tqdm
+
+import pandas as pd
+import torch
+
+STEPS = 60
+ARMS = "r2kd cutmix; ce; kd; r2kd; kd cutmix; r2kd autoaug; r2kd mixup; r2kd cutmixpick"  # the most telling first
+SHARES = {
+    "tests": 0.2,
+    "step": 0.3,
+    "operators": 0.05,
+    "epoch": 0.05,
+    "recipe": 1.0,
+}  # of the time that is left, at most
+CUDA_TESTS = ROOT / "tests" / "test_cuda.py"
+
+
+class TimeIsUp(BaseException):
+    """No failure: what was measured until then is kept."""
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Ends the block after so many seconds, at the next line of Python."""
+
+    def end(*_):
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+    try:
+        with suppress(TimeIsUp):
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def tests(device: torch.device) -> Iterator[dict]:
+    """A row a CUDA test: what became of it, and where it failed."""
+    found = importlib.util.spec_from_file_location("test_cuda", CUDA_TESTS)
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    named = {name: test for name, test in vars(module).items() if name.startswith("test_")}
+    for name, test in tqdm(named.items(), desc="tests"):
+        started, row = time.perf_counter(), {"test": name, "outcome": "not run: no GPU", "message": ""}
+        if device.type == "cuda":
+            row["outcome"] = "passed"
+            try:
+                test()
+            except Exception as error:
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                row |= {
+                    "outcome": "failed",
+                    "message": f"{type(error).__name__}: {error} ({place.name}:{place.lineno})",
+                }
+        yield row | {"seconds": time.perf_counter() - started}
+
+
+def steps(device: torch.device) -> Iterator[dict]:
+    """A row a case: the median of a step and its quartiles, images a second over all students, and the peak of memory."""
+    ours = {"plain": False, "precision": "auto"}
+    cases = [("ours", 1, 1, ours), ("ours", 8, 4, ours), ("ours", 8, 1, ours), ("ours", 8, 8, ours)]
+    cases += [("plain", 1, 1, {}), ("eager float32", 1, 1, {"plain": True}), ("ours", 1, 1, {"precision": "float32"})]
+    cases += [("ours", 19, 4, ours), ("ours", 19, 8, ours)]
+    for pair, (loop, students, streams, settings) in tqdm([(p, case) for p in CASES for case in cases], desc="steps"):
+        images, names = random_images(CASES[pair], 40 * BATCH, BATCH), experiments.PAIRS[pair]
+        given = {"streams": streams} | settings
+        if loop == "plain":
+            endless = plain_loop(names, images, "running", device)
+        else:
+            endless = our_loop(names, images, "running", device, students, **given)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+        with closing(endless):
+            for _ in range(acceleration.WARM_UP + 3):
+                next(endless)
+            seconds = [next(endless).seconds for _ in range(STEPS if device.type == "cuda" else 3)]
+        low, median, high = (1000 * value for value in statistics.quantiles(seconds, n=4))
+        asked = given.get("precision", "float32")
+        row = {"pair": pair, "pixels": CASES[pair], "loop": loop, "students": students, "streams": streams}
+        row |= {"precision": acceleration.precision(device, asked), "step_ms": median}
+        row |= {"quartile_1_ms": low, "quartile_3_ms": high, "images_per_second": 1000 * students * BATCH / median}
+        yield row | {"peak_gib": peak_memory(device) / 2**30, "steps": len(seconds)}
+
+
+def where(device: torch.device) -> Iterator[dict]:
+    """Rows of operators, of one student's step."""
+    for pair, pixels in CASES.items():
+        images = random_images(pixels, 40 * BATCH, BATCH)
+        with closing(our_loop(experiments.PAIRS[pair], images, "running", device)) as endless:
+            yield from operators.where(endless, device, {"pair": pair, "loop": "ours"}).to_dict("records")
+
+
+def epoch(device: torch.device, images: int = 50_000, tested: int = 10_000) -> Iterator[dict]:
+    """A row: seconds of an epoch of one student, BatchNorm as released, and of its test; what 240 take."""
+    pair = "res56_res20"
+    given = random_images(32, images, tested)
+    with closing(our_loop(experiments.PAIRS[pair], given, "batch", device)) as endless:
+        for _ in range(acceleration.WARM_UP + 3):
+            next(endless)
+        started = time.perf_counter()
+        for _ in tqdm(range(images // BATCH), desc="an epoch"):
+            next(endless)
+        training_s = time.perf_counter() - started
+    student = models.create(experiments.PAIRS[pair][1], given.num_classes).to(device).eval()
+    test = given.test.to(device)
+    evaluation.predict(student, test, given)
+    started = time.perf_counter()
+    evaluation.summary(evaluation.predict(student, test, given), test.labels)
+    test_s = time.perf_counter() - started
+    row = {"pair": pair, "images": images, "training_s": training_s, "test_s": test_s}
+    yield row | {"minutes_240": 240 * (training_s + test_s) / 60}
+
+
+def recipe(device: torch.device, out: Path, options: argparse.Namespace, seconds: float) -> None:
+    """The full recipe, arms beside each other, seed after seed; records.csv of what is finished, runs.csv of all there is."""
+    study = experiments.study(
+        "paper",
+        pair="res56_res20",
+        arms=ARMS,
+        seeds=options.seeds,
+        device=str(device),
+        data_root=options.data_root,
+        runs_root=options.runs_root,
+        figures_root=str(out),
+        epochs=options.epochs,
+        **{"teacher.epochs": options.epochs},
+    )
+    with at_most(seconds):
+        try:
+            images = study.open_data()
+        except (OSError, ValueError) as error:
+            print(f"no recipe without CIFAR-100: {error}", file=sys.stderr)
+            return
+        experiments.run_students(study, images)
+    for record in out.rglob("records.csv"):
+        runs.write_table(out / "records.csv", pd.read_csv(record))
+    table = runs.table(options.runs_root)
+    if not table.empty:
+        runs.write_table(out / "runs.csv", table)
+        print(runs.brief(table).to_string(index=False))
+
+
+def write_rows(
+    path: Path, rows: Callable[[torch.device], Iterator[dict]], device: torch.device, seconds: float
+) -> None:
+    """Rows as they come, for so many seconds at most."""
+    if path.exists():
+        return
+    kept = []
+    with at_most(seconds):
+        for row in rows(device):
+            kept.append(row)
+    table = pd.DataFrame(kept).assign(machine=report.machine(device))
+    print(f"\n{path.name}\n{table.drop(columns='machine').round(3).to_string(index=False)}", flush=True)
+    if kept:
+        runs.write_table(path, table)
+
+
+def main() -> int:
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--minutes", type=float, required=True, help="after which it ends")
+    top.add_argument("--out", type=Path, required=True, help="the folder of the results")
+    top.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 [auto]")
+    top.add_argument("--epochs", type=int, default=240, help="of teacher and students [240]")
+    top.add_argument("--seeds", type=int, default=3, help="[3]")
+    top.add_argument("--data-root", help="where CIFAR-100 lies [$R2KD_DATA, else data/]")
+    top.add_argument("--runs-root", help="where run folders go [$R2KD_RUNS, else runs/]")
+    options = top.parse_args()
+    deadline = time.perf_counter() + 60 * options.minutes - 5  # to write and to leave
+    try:
+        device = training.resolve_device(options.device)
+    except ValueError as error:
+        print(f"benchmarks.gpu: {error}", file=sys.stderr)
+        return 1
+    options.out.mkdir(parents=True, exist_ok=True)
+    environment = runs.environment(device) | {"machine": report.machine(device)}
+    (options.out / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+    for name, rows in {"tests": tests, "step": steps, "operators": where, "epoch": epoch}.items():
+        left = deadline - time.perf_counter()
+        write_rows(options.out / f"{name}.csv", rows, device, SHARES[name] * left)
+    recipe(device, options.out, options, deadline - time.perf_counter())
+    print(f"results: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
