@@ -12,16 +12,19 @@ import json
 import signal
 import statistics
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks import operators, report
 from benchmarks.loops import BATCH, our_loop, plain_loop, random_images
 from benchmarks.step import CASES, peak_memory
 from r2kd import ROOT, acceleration, evaluation, experiments, models, runs, training
+from r2kd.config import DistillConfig, TeacherConfig
 from r2kd.progress import tqdm
 
 import pandas as pd
@@ -81,32 +84,64 @@ def tests(device: torch.device) -> Iterator[dict]:
         yield row | {"seconds": time.perf_counter() - started}
 
 
+class Case(NamedTuple):
+    """What a step is measured of. loop: "ours", or "plain" as in benchmarks.loops; settings are ours."""
+
+    pair: str
+    pixels: int
+    loop: str = "ours"
+    students: int = 1
+    streams: int = 1
+    precision: str = "auto"
+    plain: bool = False
+
+
+def cases() -> Iterator[Case]:
+    """The most telling first."""
+    for pair, pixels in CASES.items():
+        yield Case(pair, pixels)
+        yield Case(pair, pixels, students=8, streams=4)
+        yield Case(pair, pixels, "plain", precision="float32")
+        yield Case(pair, pixels, precision="float32", plain=True)
+        yield Case(pair, pixels, precision="float32")
+        for streams in (1, 2, 8):
+            yield Case(pair, pixels, students=8, streams=streams)
+        for streams in (4, 8):
+            yield Case(pair, pixels, students=19, streams=streams)
+    yield Case("res32x4_shuv2", 64, students=19, streams=4)  # what needs the most memory
+
+
 def steps(device: torch.device) -> Iterator[dict]:
-    """A row a case: the median of a step and its quartiles, images a second over all students, and the peak of memory."""
-    ours = {"plain": False, "precision": "auto"}
-    cases = [("ours", 1, 1, ours), ("ours", 8, 4, ours), ("ours", 8, 1, ours), ("ours", 8, 8, ours)]
-    cases += [("plain", 1, 1, {}), ("eager float32", 1, 1, {"plain": True}), ("ours", 1, 1, {"precision": "float32"})]
-    cases += [("ours", 19, 4, ours), ("ours", 19, 8, ours)]
-    for pair, (loop, students, streams, settings) in tqdm([(p, case) for p in CASES for case in cases], desc="steps"):
-        images, names = random_images(CASES[pair], 40 * BATCH, BATCH), experiments.PAIRS[pair]
-        given = {"streams": streams} | settings
-        if loop == "plain":
-            endless = plain_loop(names, images, "running", device)
-        else:
-            endless = our_loop(names, images, "running", device, students, **given)
+    """A row a case: the median of a step and its quartiles, images a second over all students, the peak of memory."""
+    for case in tqdm(list(cases()), desc="steps"):
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
-        with closing(endless):
-            for _ in range(acceleration.WARM_UP + 3):
-                next(endless)
-            seconds = [next(endless).seconds for _ in range(STEPS if device.type == "cuda" else 3)]
-        low, median, high = (1000 * value for value in statistics.quantiles(seconds, n=4))
-        asked = given.get("precision", "float32")
-        row = {"pair": pair, "pixels": CASES[pair], "loop": loop, "students": students, "streams": streams}
-        row |= {"precision": acceleration.precision(device, asked), "step_ms": median}
-        row |= {"quartile_1_ms": low, "quartile_3_ms": high, "images_per_second": 1000 * students * BATCH / median}
-        yield row | {"peak_gib": peak_memory(device) / 2**30, "steps": len(seconds)}
+        row = case._asdict() | {"precision": acceleration.precision(device, case.precision), "message": ""}
+        try:
+            row |= measured(case, device)
+        except RuntimeError as error:  # of memory, say: the next case may do
+            row["message"] = str(error).splitlines()[0]
+        yield row
+
+
+def measured(case: Case, device: torch.device) -> dict[str, float]:
+    images, names = random_images(case.pixels, 40 * BATCH, BATCH), experiments.PAIRS[case.pair]
+    if case.loop == "plain":
+        endless = plain_loop(names, images, "running", device)
+    else:
+        settings = {"streams": case.streams, "precision": case.precision, "plain": case.plain}
+        endless = our_loop(names, images, "running", device, case.students, **settings)
+    with closing(endless):
+        for _ in range(acceleration.WARM_UP + 3):
+            next(endless)
+        seconds = [next(endless).seconds for _ in range(STEPS if device.type == "cuda" else 3)]
+    low, median, high = (1000 * value for value in statistics.quantiles(seconds, n=4))
+    row = {"step_ms": median, "quartile_1_ms": low, "quartile_3_ms": high, "steps": len(seconds)}
+    return row | {
+        "images_per_second": 1000 * case.students * BATCH / median,
+        "peak_gib": peak_memory(device) / 2**30,
+    }
 
 
 def where(device: torch.device) -> Iterator[dict]:
@@ -118,24 +153,25 @@ def where(device: torch.device) -> Iterator[dict]:
 
 
 def epoch(device: torch.device, images: int = 50_000, tested: int = 10_000) -> Iterator[dict]:
-    """A row: seconds of an epoch of one student, BatchNorm as released, and of its test; what 240 take."""
-    pair = "res56_res20"
-    given = random_images(32, images, tested)
-    with closing(our_loop(experiments.PAIRS[pair], given, "batch", device)) as endless:
-        for _ in range(acceleration.WARM_UP + 3):
-            next(endless)
-        started = time.perf_counter()
-        for _ in tqdm(range(images // BATCH), desc="an epoch"):
-            next(endless)
-        training_s = time.perf_counter() - started
-    student = models.create(experiments.PAIRS[pair][1], given.num_classes).to(device).eval()
+    """A row a number of students that train together, as released: seconds of an epoch, of a test, and what 240 take."""
+    pair, given = "res56_res20", random_images(32, images, tested)
+    taught_by, name = experiments.PAIRS[pair]
+    student = models.create(name, given.num_classes).to(device).eval()
     test = given.test.to(device)
-    evaluation.predict(student, test, given)
-    started = time.perf_counter()
-    evaluation.summary(evaluation.predict(student, test, given), test.labels)
-    test_s = time.perf_counter() - started
-    row = {"pair": pair, "images": images, "training_s": training_s, "test_s": test_s}
-    yield row | {"minutes_240": 240 * (training_s + test_s) / 60}
+    for _ in range(2):  # the second counts
+        started = time.perf_counter()
+        evaluation.summary(evaluation.predict(student, test, given), test.labels)
+        test_s = time.perf_counter() - started
+    with tempfile.TemporaryDirectory() as root:
+        settings = {"dataset": "random", "device": str(device), "runs_root": root}
+        teacher = TeacherConfig.of(taught_by, epochs=1, **settings)
+        for students in (1, 8):
+            taught = {"teacher": teacher, "view": "cutmix", "epochs": 3, **settings}
+            configs = [DistillConfig.of(name, temperature=4.0 + i + students, **taught) for i in range(students)]
+            found = training.distill_all(configs, given)
+            training_s = pd.read_csv(found[0].folder / "timing.csv")["seconds"].iloc[-1]
+            row = {"pair": pair, "students": students, "images": images, "training_s": training_s, "test_s": test_s}
+            yield row | {"minutes_240": 240 * (training_s + students * test_s) / 60}
 
 
 def recipe(device: torch.device, out: Path, options: argparse.Namespace, seconds: float) -> None:
@@ -193,7 +229,7 @@ def main() -> int:
     top.add_argument("--data-root", help="where CIFAR-100 lies [$R2KD_DATA, else data/]")
     top.add_argument("--runs-root", help="where run folders go [$R2KD_RUNS, else runs/]")
     options = top.parse_args()
-    deadline = time.perf_counter() + 60 * options.minutes - 5  # to write and to leave
+    deadline = time.perf_counter() + 60 * options.minutes - 10  # to start, to write and to leave
     try:
         device = training.resolve_device(options.device)
     except ValueError as error:

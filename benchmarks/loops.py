@@ -107,7 +107,7 @@ def students_and_teachers(
     configs = [DistillConfig.of(student, temperature=4.0 + i, **settings) for i in range(count)]
     dense = _model(teacher, images.num_classes).eval().requires_grad_(False).to(device)
     machine = configs[0].machine
-    lanes = [acceleration.Lane(device) for _ in range(min(machine.streams, count))]
+    lanes = [acceleration.Lane(device, i) for i in range(min(machine.streams, count))]
     arms = [Arm.new(config, _NOWHERE, images, device, lanes[i % len(lanes)]) for i, config in enumerate(configs)]
     return arms, Teachers(dense, configs[0].precision, machine.plain)
 

@@ -112,17 +112,22 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+@cache  # the same again for the next training: torch keeps a workspace of tens of MiB for each stream that it has seen
+def _stream(device: torch.device, name: str | int) -> "torch.cuda.Stream":
+    return torch.cuda.Stream(device)
+
+
 class Lane:
     """A stream of a GPU and the CUDA graphs that are replayed on it, one after the other, in one pool of memory.
 
-    What runs on several lanes runs side by side. On another device there is one lane, the program itself.
+    What runs on lanes of different names runs side by side. On another device there is one lane, the program itself.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, name: str | int = 0) -> None:
         self.stream = self.pool = None
         self.graphs: list[torch.cuda.CUDAGraph] = []
         if device.type == "cuda":
-            self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+            self.stream, self.pool = _stream(device, name), torch.cuda.graph_pool_handle()
 
     def join(self) -> None:
         """What follows waits, on the device, for what was asked for on this lane."""

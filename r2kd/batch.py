@@ -21,7 +21,7 @@ class Teachers:
     def __init__(self, dense: nn.Module, precision: str = "float32", plain: bool = False) -> None:
         self._unpruned, self._precision, self._plain = dense, precision, plain
         self._device = next(dense.parameters()).device
-        self.lane = acceleration.Lane(self._device)
+        self.lane = acceleration.Lane(self._device, "teachers")
         self.dense = self._frozen(dense)
         self._mixed: dict[Pruning, pruning.MixedTeacher] = {}
         self._forwards: dict[nn.Module, acceleration.Replayed] = {}

@@ -36,16 +36,17 @@ def run_epochs(arms: list[Arm], images: ImageData, teachers: Teachers | None, pr
                 for arm in active:
                     with _failing_alone(arm):
                         arm.step(batch)
-                for lane in {arm.lane for arm in arms}:
-                    lane.join()
                 active = [arm for arm in active if not arm.failure]
                 if not active:
                     break
                 shown.update(len(batch.target))
                 if progress and time.perf_counter() - told > 0.5:  # reading a sum waits for the device
                     told = time.perf_counter()
+                    active[0].lane.join()
                     loss, _, _, hits = (active[0].sums / active[0].images).tolist()
                     shown.set_postfix_str(f"epoch {epoch + 1}/{epochs.stop} loss {loss:.3f} train {100 * hits:.1f} %")
+            for arm in arms:  # the next batch was made while they were at this one: a GPU is waited for here alone
+                arm.lane.join()
             acceleration.wait(images.train.labels.device)
             seconds = time.perf_counter() - started
             _test(active, images)

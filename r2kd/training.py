@@ -99,7 +99,7 @@ def _train_together(
     """What went wrong with some of them. Models, graphs and teachers are gone when it returns."""
     configs = list(missing.values())
     teachers = _teachers(configs, images, device, progress)
-    lanes = [acceleration.Lane(device) for _ in range(min(configs[0].machine.streams, len(configs)))]
+    lanes = [acceleration.Lane(device, i) for i in range(min(configs[0].machine.streams, len(configs)))]
     arms: list[Arm] = []
     try:
         for i, (run, config) in enumerate(missing.items()):

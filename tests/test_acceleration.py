@@ -136,7 +136,9 @@ def gpu(monkeypatch):
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
-    return acceleration.Lane(torch.device("cuda")), captured, streams
+    acceleration._stream.cache_clear()
+    yield acceleration.Lane(torch.device("cuda")), captured, streams
+    acceleration._stream.cache_clear()
 
 
 def test_a_lane_captures_on_its_stream_in_its_pool_and_other_threads_may_go_on_meanwhile(gpu):
@@ -152,6 +154,8 @@ def test_a_lane_captures_on_its_stream_in_its_pool_and_other_threads_may_go_on_m
     assert len(lane.graphs) == 2
     lane.release()
     assert not lane.graphs
+    device = torch.device("cuda")
+    assert acceleration.Lane(device).stream is lane.stream is not acceleration.Lane(device, "teachers").stream
 
 
 @pytest.mark.parametrize("why", ["CUDA out of memory. Tried", "operation not permitted when stream is capturing"])

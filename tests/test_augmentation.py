@@ -1,9 +1,12 @@
 from r2kd import data
-from r2kd.augmentation import AUGMENTATIONS, _boxes, augment
+from r2kd.augmentation import AUGMENTATIONS, _boxes, _in_groups, augment
 from r2kd.randomness import generator
 
 import pytest
 import torch
+from torch.nn.functional import interpolate
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy, functional, v2
+from torchvision.transforms.autoaugment import _apply_op
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +115,67 @@ def test_autoaug_works_on_the_images_eight_bits(digits):
 
 
 def test_autoaug_leaves_the_pixels_exact_where_its_draw_does_nothing(digits, monkeypatch):
-    monkeypatch.setattr("r2kd.augmentation.AutoAugment", lambda policy: lambda pixels: pixels)
-    images, view = views("autoaug", digits, count=1000)
-    torch.testing.assert_close(view, images, rtol=0, atol=1e-5)
+    monkeypatch.setattr("r2kd.augmentation._operation", lambda *draw: None)
+    for draws in ("batch", "sample"):
+        images, view = views("autoaug", digits, count=1000, draws=draws)
+        torch.testing.assert_close(view, images, rtol=0, atol=1e-5)
+
+
+def pixels_of_all_kinds(count, height, width):
+    """(count, 3, height, width) uint8 in turn: noise, a ramp, smooth, dark, one value, two values, all 256 values."""
+    drawn = torch.Generator().manual_seed(height * width)
+    noise = torch.rand(count, 3, height, width, generator=drawn)
+    kinds = [
+        noise * 256,
+        torch.linspace(0, 255, width) * noise[:, :, :1, :1] + 0 * noise,
+        interpolate(noise[..., :5, :5], (height, width), mode="bilinear") * 255,
+        noise**4 * 40 + 7,
+        noise[:, :, :1, :1] * 255 + 0 * noise,
+        torch.where(noise < 0.1, noise[:, :, :1, :1], noise[:, :, :1, -1:]) * 255,
+        noise.flatten(2).argsort(dim=2).view_as(noise) % 256,
+    ]
+    kind = torch.arange(count) % len(kinds)
+    return torch.stack(kinds)[kind, torch.arange(count)].floor().to(torch.uint8)
+
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (16, 48), (37, 7), (1, 5)], ids=str)
+def test_both_of_torchvisions_equalize_give_the_same_bytes(size, layout):
+    pixels = pixels_of_all_kinds(42, *size).contiguous(memory_format=layout)
+    assert torch.equal(v2.functional.equalize(pixels), functional.equalize(pixels))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize(("draws", "count", "seeds"), [("batch", 7, 80), ("sample", 64, 6)])
+@pytest.mark.parametrize("policy", ["cifar10", "imagenet"])
+def test_autoaug_is_torchvisions_byte_for_byte(policy, draws, count, seeds, size, layout, monkeypatch):
+    applied = set()
+
+    def listening(image, name, *magnitude, **options):
+        applied.add(name)
+        return _apply_op(image, name, *magnitude, **options)
+
+    monkeypatch.setattr("torchvision.transforms.autoaugment._apply_op", listening)
+    transform = AutoAugment(AutoAugmentPolicy(policy))
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+    centre, scale = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    pixels = pixels_of_all_kinds(count, size, size).contiguous(memory_format=layout)
+    images = (pixels / 255 - centre) / scale
+    for seed in range(seeds):
+        drawn, again = generator(seed, "view"), generator(seed, "view")
+        untouched = torch.random.get_rng_state()
+        view = AUGMENTATIONS["autoaug"](images, drawn, mean=mean, std=std, policy=policy, draws=draws)
+        assert torch.equal(torch.random.get_rng_state(), untouched)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(torch.randint(2**31, (), generator=again)))
+            expected = torch.cat([transform(part) for part in pixels.split(1 if draws == "sample" else count)])
+        assert torch.equal(drawn.get_state(), again.get_state())
+        assert torch.equal(view, (expected / 255 - centre) / scale)
+    assert applied == {name for steps in transform.policies for name, _, _ in steps}
 
 
 def test_autoaug_refuses_an_unknown_policy(digits):
@@ -204,16 +265,18 @@ def test_mixup_of_each_sample_has_a_weight_of_its_own(digits):
         assert weights.min() > -1e-2 and weights.max() < 1 + 1e-2
 
 
-def test_autoaug_of_each_sample_is_torchvisions_image_by_image(digits, monkeypatch):
-    batches = []
+def test_autoaug_of_each_sample_calls_an_operation_once_for_all_images_that_drew_it(monkeypatch):
+    calls = []
 
-    def transform(policy):
-        return lambda pixels: batches.append(len(pixels)) or pixels
+    def listening(pixels, name, magnitude, *_):
+        calls.append((name, magnitude, len(pixels)))
+        return pixels
 
-    monkeypatch.setattr("r2kd.augmentation.AutoAugment", transform)
-    for draws in ("batch", "sample"):
-        views("autoaug", digits, count=5, draws=draws)
-    assert batches == [5, 1, 1, 1, 1, 1]
+    monkeypatch.setattr("r2kd.augmentation._apply_op", listening)
+    invert, posterize = ("Invert", 0.0), ("Posterize", 6.0)
+    parts = torch.zeros(5, 3, 8, 8, dtype=torch.uint8).split(1)
+    done = _in_groups(parts, [invert, posterize, None, invert, invert], AutoAugment())
+    assert calls == [("Invert", 0.0, 3), ("Posterize", 6.0, 1)] and len(done) == 5
 
 
 def test_boxes_are_cut_by_a_pixel_where_their_side_is_odd_as_released():
