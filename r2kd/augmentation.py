@@ -154,7 +154,7 @@ def _operation(entry: tuple, space: dict, uniform: Tensor, sign: Tensor) -> tupl
     space: operation -> (magnitude of each level, whether it has a sign); uniform, sign: the draws, each ().
     """
     name, probability, level = entry
-    if uniform > probability:  # of a tensor: float32, to which the probability is rounded
+    if uniform > probability:  # a tensor: compares in float32, as torchvision does
         return None
     magnitudes, signed = space[name]
     magnitude = 0.0 if level is None else float(magnitudes[level])
