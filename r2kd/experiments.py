@@ -161,8 +161,8 @@ class Study:
         kept = f", {len(images.validation):,} validation" if images.validation else ""
         epochs = [_epochs(config) for config in (self.teacher, self.first)]
         own = "" if epochs[0] == epochs[1] else f", students {epochs[1]}"
-        precisions = {config.precision for config in self.arms.values()}
-        half = f"; in {precisions.pop()}" if precisions == {"bfloat16"} else ""
+        chosen = {(config.precision, config.machine.precision) for config in self.arms.values()}
+        half = "; in bfloat16" if chosen == {("bfloat16", "auto")} else ""  # what was asked for is in `said`
         return (
             f"{images.name}{classes}, {len(images.train):,} training{kept} and {len(images.test):,} test images of "
             f"{images.image_size} px; {epochs[0]}; {teacher} teaches {student}{own}{half}{self.said}"

@@ -118,7 +118,7 @@ class Machine(Part):
             raise ValueError("plain computes in float32: leave out one of plain and precision=bfloat16")
 
 
-PLACES = tuple(known.name for known in fields(Machine) if not known.metadata["acts"])
+PLACES = tuple(known.name for known in fields(Machine) if not known.metadata["acts"])  # where and how fast, no number
 
 
 @dataclass(frozen=True, kw_only=True)

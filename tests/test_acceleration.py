@@ -1,10 +1,11 @@
+import os
 import subprocess
 import sys
 import weakref
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from r2kd import acceleration, models
+from r2kd import ROOT, acceleration, models
 from r2kd import frozen as frozen_module
 from r2kd.frozen import frozen
 
@@ -301,3 +302,21 @@ def test_a_torch_without_the_joined_operation_does_without(monkeypatch):
     monkeypatch.setattr(frozen_module, "_can_join", lambda: False)
     half = frozen(models.create("resnet8", 10), torch.bfloat16)
     assert not any(type(layer).__name__ == "_ConvolutionReLU" for layer in half.modules())
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_wait_without_spinning_unless_the_user_says_how(given, expected):
+    ours = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    asked = [sys.executable, "-c", "import os, r2kd; print(os.environ.get('GOMP_SPINCOUNT'))"]
+    printed = subprocess.run(asked, env=ours | given, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == expected
+
+
+@pytest.mark.parametrize("path", [*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "tests" / "conftest.py"])
+def test_r2kd_is_imported_before_torch_which_reads_how_threads_wait(path):
+    text = path.read_text()
+    first = min(text.find(word) for word in ("import r2kd", "from r2kd") if word in text)
+    assert "import torch" not in text or first < text.index("import torch")

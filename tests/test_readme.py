@@ -100,13 +100,23 @@ def test_the_costs_of_the_readme_are_those_of_the_benchmark():
 
 def test_the_speed_of_the_readme_is_that_of_the_benchmark():
     step = pd.read_csv(ROOT / "benchmarks" / "step.csv")
-    paragraph = README[README.index("Against a plain loop") :].split("\n\n")[0]
-    ours = step[step["loop"] == "ours"]
-    assert len(ours) == 6 and step["machine"][0] in paragraph
-    shown = ours[(ours["students"] == 1) | (ours["pruned_batchnorm"] == "running")]
-    shown = shown[(shown["pruned_batchnorm"] == "running") | (shown["pair"] == "res56_res20")]
-    ratios = {f"{ratio:.2f}" for ratio in shown["ratio"]}
-    assert ratios == set(re.findall(r"\d\.\d\d(?![.\d])", paragraph.replace(step["machine"][0], "")))
+    ours = step[(step["loop"] == "ours") & (step["pruned_batchnorm"] == "running")]
+    ratios = ours.set_index(["pair", "students", "precision"])["ratio"]
+    shown = rows_under(f"| {step['machine'][0]} |")
+    assert len(shown) == len(ratios) / 2
+    for (pair, students), cells in zip(ratios.index.droplevel("precision").unique(), shown, strict=True):
+        assert cells[0].split(",")[0].split(" → ") == list(experiments.PAIRS[pair]) and cells[1] == str(students)
+        assert cells[2:] == [f"{ratios[(pair, students, precision)]:.2f}" for precision in ("float32", "bfloat16")]
+
+
+def test_what_the_readme_says_of_half_precision_is_that_of_the_benchmark():
+    (sentence,) = re.findall(r"In bfloat16 the same students .*? teaches \w+\.", README, re.DOTALL)
+    table = pd.read_csv(ROOT / "benchmarks" / "precision.csv")
+    for row in table.to_dict("records"):
+        assert f"{row['difference']:+.2f} ± {row['half_width']:.2f} points ({row['student']})" in sentence
+    assert f"paired by {table['seeds'][0]} seeds" in sentence
+    assert len(re.findall(r"points", sentence)) == len(table)
+    assert "10,000 training" in table["caption"][0] and "30 epochs; resnet20 teaches resnet8" in table["caption"][0]
 
 
 @pytest.mark.parametrize("path", sorted({part.split(")")[0] for part in README.split("](")[1:]}))
