@@ -71,6 +71,13 @@ def native_bfloat16(device: torch.device) -> bool:
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
+@cache  # once
+def say_if_slow(device: torch.device) -> None:
+    """Of bfloat16, on stderr."""
+    if not native_bfloat16(device):
+        print("this processor has no instructions for bfloat16: it will be slow", file=sys.stderr)
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Convolutions and matrix products in this precision; what follows them, BatchNorm's statistics apart, in it too."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -76,7 +76,9 @@ class Run:
             return dict(self.record)
         state = "finished" if self.finished else f"unfinished, {len(self.metrics) if self._begun else 0} epochs"
         settings = _flat({name: value for name, value in self.config.items() if name != "acts"})
-        settings = {name: v for name, v in settings.items() if name.rpartition(".")[2] not in PLACES and name not in MACHINE}
+        settings = {
+            name: v for name, v in settings.items() if name.rpartition(".")[2] not in PLACES and name not in MACHINE
+        }
         for name in settings.keys() & _PATHS:  # a record goes to where others read it
             settings[name] = Path(settings[name]).name
         row = {"address": self.address, "state": state} | settings

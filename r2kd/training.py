@@ -83,8 +83,8 @@ def _train(configs: list[Config], images: ImageData, progress: bool) -> list[Run
     device = resolve_device(first.machine.device)
     if device.type == "cpu" and not first.machine.plain:
         acceleration.keep_freed_memory()
-    if first.precision == "bfloat16" and not acceleration.native_bfloat16(device):
-        print("this processor has no instructions for bfloat16: it will be slow", file=sys.stderr)
+    if first.precision == "bfloat16":
+        acceleration.say_if_slow(device)
     failures = _train_together(missing, images.to(device), device, progress)
     if len(failures) > 1:
         raise type(failures[0])("; ".join(map(str, failures))) from failures[0]

@@ -1,4 +1,4 @@
-from r2kd import data, experiments, fidelity, stats
+from r2kd import acceleration, data, experiments, fidelity, stats
 from r2kd.experiments import study
 
 import pandas as pd
@@ -222,3 +222,13 @@ def test_captions_say_what_was_set():
     assert made.said == "; set: temperature 2, value_weight 1"
     caption = made.caption(data.load("digits").subset(300, None))
     assert "20 epochs; resnet20 teaches resnet8, students 5 epochs; set: temperature 2, value_weight 1" in caption
+
+
+def test_a_caption_says_where_half_precision_was_used_asked_for_or_not(monkeypatch):
+    usual = experiments.study("smoke")
+    images = usual.open_data()
+    assert "bfloat16" not in usual.caption(images)
+    asked = experiments.study("smoke", precision="bfloat16")
+    assert asked.caption(images).endswith("; set: precision bfloat16") and asked.name != usual.name
+    monkeypatch.setattr(acceleration, "precision", lambda device, asked: "bfloat16")
+    assert usual.caption(images).endswith("teaches resnet8; in bfloat16")

@@ -450,7 +450,9 @@ def test_bfloat16_on_a_cpu_without_it_is_said_to_be_slow_and_runs(
     native, teacher, images, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(acceleration, "native_bfloat16", lambda device: native)
+    acceleration.say_if_slow.cache_clear()
     assert training.distill(student(teacher, tmp_path, precision="bfloat16"), images, progress=False).finished
+    training.distill(student(teacher, tmp_path, precision="bfloat16", seed=1), images, progress=False)  # said once
     slow = "" if native else "this processor has no instructions for bfloat16: it will be slow\n"
     assert capsys.readouterr().err == slow
 
