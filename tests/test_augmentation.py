@@ -150,7 +150,7 @@ def test_both_of_torchvisions_equalize_give_the_same_bytes(size, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("size", [32, 64])
-@pytest.mark.parametrize(("draws", "count", "seeds"), [("batch", 7, 80), ("sample", 64, 6)])
+@pytest.mark.parametrize(("draws", "count", "seeds"), [("batch", 7, 200), ("sample", 64, 6)])
 @pytest.mark.parametrize("policy", ["cifar10", "imagenet"])
 def test_autoaug_is_torchvisions_byte_for_byte(policy, draws, count, seeds, size, layout, monkeypatch):
     applied = set()
