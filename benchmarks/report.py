@@ -61,7 +61,8 @@ the ratios are of loops that took turns. No test looks at a clock.
 {step[MACHINE][0]}.
 R2KD with cutmix and the pruned teacher, batches of 64, real images (the digits, scaled), untrained networks of 100 classes. *Plain* is
 written as the released code works: per-image PIL transforms in a DataLoader with two workers, four separate teacher forwards,
-float32, default layout. *Ours* is a step of `r2kd.training`. Medians of {_counts(step)} steps of each loop, in a process of its own,
+float32, default layout. *Ours* is a step of `r2kd.training`; in bfloat16 losses, BatchNorm's statistics and the optimizer stay float32,
+and a ReLU of the frozen teachers is one operation of oneDNN with the convolution before it. Medians of {_counts(step)} steps of each loop, in a process of its own,
 taking turns, [first and third quartile]. *Ratio*: the plain loop in float32, once for each student, over the loop. *Matrix rate*: the
 FLOPs of the networks a second, as a share of a product of two 2048 x 2048 matrices in the same precision and process (above 100 %:
 torch's convolutions run faster than that product).
@@ -84,6 +85,7 @@ running, float32). *After* is cutmixpick as its authors have it.
 
 ## The same numbers: `python -m benchmarks.agreement`
 
+{parted[MACHINE][0]}.
 {parted["pair"][0]}, {len(parted)} steps of the recipe (learning rate 0.05), the same batches. The largest relative difference of a step's loss
 from the plain path's (`--plain`: eager, float32, default layout, nothing folded):
 
