@@ -3,6 +3,7 @@
 import ctypes
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+AHEAD = 2  # calls that may be under way on a lane while the next one is prepared
 WARM_UP = 3  # eager calls before a capture: libraries set themselves up in the first ones
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # glibc's malloc.h
 
@@ -48,8 +50,8 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(f"device {name!r} is not to be had here: {why}")
     device = torch.device(name)
     if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         torch.cuda.set_device(device)  # streams, graphs and what asks for no device are made on the current one
-        device = torch.device("cuda", torch.cuda.current_device())
     return device
 
 
@@ -160,6 +162,7 @@ class Replayed:
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
+        self._under_way: deque[tuple[torch.cuda.Event, tuple[Tensor, ...]]] = deque()
         self._calls: dict[tuple, int] = {}
         self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor | None] | None] = {}
 
@@ -168,9 +171,13 @@ class Replayed:
             return function(*inputs)
         self.lane.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.lane.stream):
-            for tensor in inputs:
-                tensor.record_stream(self.lane.stream)
-            return self._run(function, inputs)
+            output = self._run(function, inputs)
+            self._under_way.append((self.lane.stream.record_event(), inputs))
+        if len(self._under_way) > AHEAD:
+            done, kept = self._under_way.popleft()
+            torch.cuda.current_stream().wait_event(done)  # before the memory of `kept` is used again
+            del kept
+        return output
 
     def _run(self, function: Callable[..., Tensor | None], inputs: tuple[Tensor, ...]) -> Tensor | None:
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)

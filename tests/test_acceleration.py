@@ -105,6 +105,11 @@ class Stream:
     def wait_stream(self, other):
         self.waited.append(other)
 
+    wait_event = wait_stream
+
+    def record_event(self):
+        return object()
+
     def synchronize(self):
         pass
 
@@ -136,7 +141,6 @@ def gpu(monkeypatch):
         "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
     acceleration._stream.cache_clear()
     yield acceleration.Lane(torch.device("cuda")), captured, streams
     acceleration._stream.cache_clear()
@@ -157,6 +161,20 @@ def test_a_lane_captures_on_its_stream_in_its_pool_and_other_threads_may_go_on_m
     assert not lane.graphs
     device = torch.device("cuda")
     assert acceleration.Lane(device).stream is lane.stream is not acceleration.Lane(device, "teachers").stream
+
+
+def test_what_a_lane_reads_is_kept_until_what_follows_waits_for_it(gpu):
+    lane, _, _ = gpu
+    replayed, given = acceleration.Replayed(lane), []
+    main = torch.cuda.current_stream()
+    for call in range(6):
+        batch = torch.full((3,), float(call))
+        given.append(weakref.ref(batch))
+        replayed(torch.neg, batch)
+        del batch
+        kept = [one() is not None for one in given]
+        assert kept == [False] * (call - 1) + [True] * min(call + 1, acceleration.AHEAD)
+        assert len(main.waited) == max(0, call + 1 - acceleration.AHEAD)
 
 
 @pytest.mark.parametrize("why", ["CUDA out of memory. Tried", "operation not permitted when stream is capturing"])
@@ -227,7 +245,7 @@ def test_a_device_that_would_go_wrong_unsaid_is_refused(name):
 def test_a_gpu_that_is_named_becomes_the_current_one(monkeypatch, forget):
     current = [0]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(device.index or current[-1]))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(torch._utils._get_device_index(device)))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
     monkeypatch.setattr(acceleration, "_lacking", lambda name: "")
     assert acceleration.resolve_device("cuda:1") == torch.device("cuda:1")
