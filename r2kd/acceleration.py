@@ -148,6 +148,8 @@ class Lane:
         graph a workspace that others use."""
         if self.stream is not None:
             self.stream.synchronize()
+        for graph in self.graphs:
+            graph.reset()
         self.graphs.clear()
 
 

@@ -138,7 +138,7 @@ def gpu(monkeypatch):
         "current_stream": lambda: main,
         "graph_pool_handle": lambda: "pool",
         "graph": capture,
-        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None, reset=lambda: captured.append("reset")),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     acceleration._stream.cache_clear()
@@ -158,7 +158,7 @@ def test_a_lane_captures_on_its_stream_in_its_pool_and_other_threads_may_go_on_m
     assert set(streams[::2]) == {lane.stream} and lane.stream not in streams[1::2]
     assert len(lane.graphs) == 2
     lane.release()
-    assert not lane.graphs
+    assert not lane.graphs and captured[2:] == ["reset"] * 2
     device = torch.device("cuda")
     assert acceleration.Lane(device).stream is lane.stream is not acceleration.Lane(device, "teachers").stream
 
