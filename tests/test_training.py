@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 import weakref
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from types import SimpleNamespace
 from typing import Literal
 
 from r2kd import acceleration, augmentation, batch, evaluation, fidelity, losses, models, pruning, runs, training
@@ -390,6 +391,58 @@ def test_nothing_of_a_training_is_left_when_it_ends_and_its_graphs_go_together(
     finally:
         gc.enable()
     assert len(set(released)) == 3  # two lanes for the students, one for their teachers
+
+
+class Stream:
+    """In the place of a GPU's: what it is asked for is done at once."""
+
+    def wait_stream(self, _):
+        pass
+
+    wait_event = wait_stream
+
+    def synchronize(self):
+        pass
+
+    def record_event(self):
+        pass
+
+
+def test_through_lanes_and_graphs_as_on_a_gpu_the_students_are_the_same(teacher, images, tmp_path, monkeypatch):
+    """A graph reads the tensors that it was captured with, and writes over what it returned."""
+    replays = []
+
+    def capture(replayed, function, inputs):
+        held = [tensor.clone() for tensor in inputs]
+
+        def replay():
+            replays.append(function)
+            again = function(*held)
+            if output is not None:
+                output.copy_(again)
+
+        output = torch.empty(len(inputs[0]), 10) if isinstance(function, torch.nn.Module) else None
+        return SimpleNamespace(replay=replay), held, output
+
+    def trained(root):
+        configs = [
+            student(teacher, root, method=method, view=view, streams=2)
+            for method, view in (("r2kd", "cutmixpick"), ("kd", "mixup"), ("ce", "none"))
+        ]
+        return training.distill_all(configs, images, progress=False)
+
+    usual = trained(tmp_path / "usual")
+    lane = acceleration.Lane.__init__
+    monkeypatch.setattr(acceleration.Replayed, "_capture", capture)
+    monkeypatch.setattr(
+        acceleration.Lane, "__init__", lambda self, *of: lane(self, *of) or vars(self).update(stream=Stream())
+    )
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(acceleration, "WARM_UP", 1)
+    as_on_a_gpu = trained(tmp_path / "graphs")
+    assert len(replays) > 10 and len(set(replays)) == 5  # three students, the dense teacher and its pruned copy
+    assert all(same_weights(one, other) for one, other in zip(usual, as_on_a_gpu, strict=True))
 
 
 def test_all_students_are_tested_in_one_pass_over_the_images(teacher, images, tmp_path, monkeypatch):
