@@ -17,6 +17,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,34 +56,49 @@ def at_most(seconds: float) -> Iterator[None]:
         raise TimeIsUp
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
     try:
         with suppress(TimeIsUp):
-            yield
+            signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+            try:
+                yield
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
 def tests(device: torch.device) -> Iterator[dict]:
-    """A row a CUDA test: what became of it, and where it failed."""
-    found = importlib.util.spec_from_file_location("test_cuda", CUDA_TESTS)
+    """A row a CUDA test: what became of it, and where it failed. In a process of their own: one may leave a GPU unusable."""
+    mine, theirs = get_context("spawn").Pipe()
+    process = get_context("spawn").Process(target=send_tests, args=(theirs, CUDA_TESTS, device.type), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        for _ in tqdm(range(mine.recv()), desc="tests"):
+            yield mine.recv()
+    except EOFError:
+        yield {"test": "", "outcome": "failed", "message": "their process ended"}
+    finally:
+        process.kill()
+
+
+def send_tests(connection: Connection, path: Path, device: str) -> None:
+    found = importlib.util.spec_from_file_location("test_cuda", path)
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     named = {name: test for name, test in vars(module).items() if name.startswith("test_")}
-    for name, test in tqdm(named.items(), desc="tests"):
+    connection.send(len(named))
+    for name, test in named.items():
         started, row = time.perf_counter(), {"test": name, "outcome": "not run: no GPU", "message": ""}
-        if device.type == "cuda":
+        if device == "cuda":
             row["outcome"] = "passed"
             try:
                 test()
             except Exception as error:
                 place = traceback.extract_tb(error.__traceback__)[-1]
-                row |= {
-                    "outcome": "failed",
-                    "message": f"{type(error).__name__}: {error} ({place.name}:{place.lineno})",
-                }
-        yield row | {"seconds": time.perf_counter() - started}
+                told = f"{type(error).__name__}: {error} ({place.name}:{place.lineno})"
+                row |= {"outcome": "failed", "message": told}
+        connection.send(row | {"seconds": time.perf_counter() - started})
 
 
 class Case(NamedTuple):

@@ -95,3 +95,6 @@ def test_every_test_of_the_gpu_is_listed_and_a_failure_is_a_row(monkeypatch, tmp
     failed, passed = gpu.tests(torch.device("cuda"))
     assert (failed["outcome"], passed["outcome"]) == ("failed", "passed")
     assert failed["message"] == "AssertionError: no (test_one:1)"
+    (tmp_path / "failing.py").write_text("import os\ndef test_one(): pass\ndef test_two(): os._exit(1)\n")
+    passed, ended = gpu.tests(torch.device("cuda"))
+    assert (passed["outcome"], ended["outcome"]) == ("passed", "failed")
