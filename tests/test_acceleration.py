@@ -11,7 +11,7 @@ from r2kd.frozen import frozen
 
 import pytest
 import torch
-from conftest import fill
+from conftest import Stream, fill
 from torch import nn
 
 
@@ -94,24 +94,6 @@ def test_on_a_cpu_a_replayed_function_is_the_function():
     for _ in range(6):
         assert replayed(total.add_, torch.ones(3)) is total
     assert total.tolist() == [6, 6, 6]
-
-
-class Stream:
-    """In the place of a GPU's."""
-
-    def __init__(self, *_):
-        self.waited = []
-
-    def wait_stream(self, other):
-        self.waited.append(other)
-
-    wait_event = wait_stream
-
-    def record_event(self):
-        return object()
-
-    def synchronize(self):
-        pass
 
 
 @pytest.fixture

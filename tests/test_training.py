@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import fill
+from conftest import Stream, fill
 
 SMALL = {"dataset": "digits", "image_size": 16, "train_images": 100, "test_images": 100, "epochs": 2, "device": "cpu"}
 
@@ -391,21 +391,6 @@ def test_nothing_of_a_training_is_left_when_it_ends_and_its_graphs_go_together(
     finally:
         gc.enable()
     assert len(set(released)) == 3  # two lanes for the students, one for their teachers
-
-
-class Stream:
-    """In the place of a GPU's: what it is asked for is done at once."""
-
-    def wait_stream(self, _):
-        pass
-
-    wait_event = wait_stream
-
-    def synchronize(self):
-        pass
-
-    def record_event(self):
-        pass
 
 
 def test_through_lanes_and_graphs_as_on_a_gpu_the_students_are_the_same(teacher, images, tmp_path, monkeypatch):
