@@ -107,7 +107,7 @@ on the batch's statistics. The loops took turns, step by step. The 240 epochs of
 {precision[MACHINE][0]}.
 {precision["caption"][0]}.
 The same students in both precisions, of one teacher trained in float32, tested in float32; the difference is paired by seed, ± is the
-half width of a 95 % *t*-interval over the seeds:
+half width of a 95 % *t*-interval over the seeds. Each run's threads, one or two, stand in the study's records.csv under figures/:
 
 {markdown(_precision_table(precision))}
 
