@@ -176,7 +176,8 @@ def _floor_text(step: pd.DataFrame) -> str:
                 f"a ratio of {ours['students'] * plain['step_ms'] / floor:.2f}; ours has {ours['ratio']:.2f}"
             )
     heading = (
-        "The floor: what the networks' own arithmetic takes at the measured matrix rate, and the ratio it would give:"
+        "What the networks' own arithmetic takes at the measured matrix rate, and the ratio it would give; a floor where "
+        "convolutions are no faster than that product:"
     )
     return "\n".join([heading, "", *lines])
 

@@ -110,7 +110,7 @@ def test_the_speed_of_the_readme_is_that_of_the_benchmark():
 
 
 def test_what_the_readme_says_of_half_precision_is_that_of_the_benchmark():
-    (sentence,) = re.findall(r"In bfloat16 the same students .*? teaches \w+\.", README, re.DOTALL)
+    (sentence,) = re.findall(r"In bfloat16 the same students\s.*?\steaches \w+\.", README, re.DOTALL)
     table = pd.read_csv(ROOT / "benchmarks" / "precision.csv")
     for row in table.to_dict("records"):
         assert f"{row['difference']:+.2f} ± {row['half_width']:.2f} points ({row['student']})" in sentence
