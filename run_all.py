@@ -12,13 +12,13 @@ from dataclasses import fields
 from pathlib import Path
 
 from r2kd import ROOT, figures
-from r2kd.parts import Data, Design, Machine, Pruning, Recipe
+from r2kd.parts import Data, Design, Machine, Pruning, Recipe, Tests
 
 import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 NOTEBOOKS = sorted((HERE / "notebooks").glob("[0-9]*.ipynb"))
-PARTS = (Design, Data, Recipe, Pruning, Machine)
+PARTS = (Design, Tests, Data, Recipe, Pruning, Machine)
 PATHS = ("data_root", "runs_root", "figures_root", "teacher_checkpoint", "published_root", "load")
 
 EXAMPLES = """profiles:
@@ -32,6 +32,7 @@ examples:
   python run_all.py
   python run_all.py --set temperature=2 --set value_weight=1 --batch-size 32 --seeds 5
   python run_all.py --arms "ce; kd; r2kd:temperature=2 cutmix; mine" --load my_methods.py
+  python run_all.py --corruptions fog+snow --attacks pgd --robust-images 500
   python run_all.py --teacher torchvision:resnet18 --student resnet8 --dataset ~/my_images --image-size 64
   python run_all.py --profile smoke --dataset cifar100 --data-root ~/data
   python run_all.py --profile paper --dataset tiny_imagenet --pair res56_res20 --device cuda

@@ -83,7 +83,7 @@ running, float32). *After* is cutmixpick as its authors have it.
 
 {markdown(_batch_table(batch))}
 
-## The same numbers: `python -m benchmarks.agreement`
+{_corruptions_section()}## The same numbers: `python -m benchmarks.agreement`
 
 {parted[MACHINE][0]}.
 {parted["pair"][0]}, {len(parted)} steps of the recipe (learning rate 0.05), the same batches. The largest relative difference of a step's loss
@@ -203,6 +203,39 @@ def _batch_table(batch: pd.DataFrame) -> pd.DataFrame:
     ]
     wide = batch.pivot_table(index="view", columns="column", values="shown", aggfunc="first", sort=False)
     return wide.fillna("").reset_index()
+
+
+def _corruptions_section() -> str:
+    """Nothing where the table is not there yet."""
+    if not (FOLDER / "corruptions.csv").exists():
+        return ""
+    table = read("corruptions")
+    reference = ""
+    if table["reference_seconds"].notna().any():
+        reference = f"""
+*imagecorruptions-imaug*: the same algorithms in a maintained fork of the released code, an image at a time, timed on {table["reference_images"][0]} of the
+images at severity 3 and extrapolated; its constants are ImageNet's, its motion blur is not ImageMagick's, and it compiles glass blur's loop."""
+    return f"""## A corrupted test set: `python -m benchmarks.corruptions`
+
+{table[MACHINE][0]}.
+{len(table) - 1} corruptions at five severities, {table["images"][0]:,} images of 32 pixels ({table["source"][0]}), in one process, by the chunk.{reference}
+
+{markdown(_corruptions_table(table))}
+
+"""
+
+
+def _corruptions_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Without the reference where it was not timed."""
+
+    def told(column: str, form: str) -> pd.Series:
+        return table[column].map(form.format).where(table[column].notna(), "")
+
+    shown = pd.DataFrame({"corruption": table["corruption"], "seconds": told("seconds", "{:.1f}")})
+    if table["reference_seconds"].isna().all():
+        return shown
+    theirs = {"imagecorruptions-imaug, s": told("reference_seconds", "{:.1f}"), "ratio": told("ratio", "{:.1f}")}
+    return shown.assign(**theirs)
 
 
 def largest_differences(parted: pd.DataFrame) -> pd.DataFrame:

@@ -266,9 +266,10 @@ def _title(*words: str) -> str:
 
 
 def acting_data(data: Data, images: ImageData) -> dict[str, Any]:
-    """The images themselves and how many of them: by number, so that "all" and a number above it are one."""
+    """The images themselves, how many, by number, so that "all" and a number above it are one, and their label noise."""
     train, test = images.of_images or (len(images.train), len(images.test))
     kept = {"train_images": min(data.train_images or train, train - data.validation_images)}
     kept |= {"test_images": min(data.test_images or test, test)}
     kept |= {"validation_images": data.validation_images} if data.validation_images else {}
+    kept |= {"label_noise": data.label_noise} if data.label_noise else {}
     return {"fingerprint": images.fingerprint, "classes": images.num_classes} | kept

@@ -27,7 +27,7 @@ from .image_files import ImageFiles, decode, open_image
 from .progress import tqdm
 from .randomness import generator
 
-DATASETS = Registry("data set", gives=("root", "image_size", "splits", "stream"), facts={"recipe": {}})
+DATASETS = Registry("data set", gives=("root", "image_size", "splits", "stream"), facts={"recipe": {}, "corrupted": ""})
 dataset = DATASETS.entry
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -41,22 +41,26 @@ IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, 3, S, S) uint8, a tensor or files that are decoded when asked for, and labels (N,) int64, on one device."""
+    """Images (N, 3, S, S) uint8, a tensor or files that are decoded when asked for, and labels (N,) int64, on one device.
+
+    place: (N,) int64, where each stands in the order that the data set's authors gave it; None where that is not known.
+    """
 
     images: Tensor | ImageFiles
     labels: Tensor
+    place: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> "Split":
-        return Split(self.images.to(device), self.labels.to(device))
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def take(self, chosen: Tensor) -> "Split":
         """The images of these indices, in their order."""
         chosen = chosen.to(self.labels.device)
         images = self.images.take(chosen) if isinstance(self.images, ImageFiles) else self.images[chosen]
-        return Split(images, self.labels[chosen])
+        return Split(images, self.labels[chosen], None if self.place is None else self.place[chosen.cpu()])
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """(images, labels) of each tensor of indices, on the split's device. Raises as ImageFiles.batches does."""
@@ -95,6 +99,23 @@ class Split:
         others[chosen] = False
         return self.take(others.nonzero().flatten()), self.take(chosen)
 
+    def with_label_noise(self, rate: float, num_classes: int, seed: int = 0) -> "Split":
+        """The same images, round(rate * N) of the labels flipped, each to any of the other classes, all as likely.
+
+        The labels of a lower rate are flipped by a higher one too, and to the same class, so that rates can be paired.
+        Symmetric noise: Zhang & Sabuncu, NeurIPS 2018. Raises ValueError for a rate that is no share, or fewer than 2 classes.
+        """
+        if not 0 <= rate <= 1:
+            raise ValueError(f"label noise is a share, 0 <= rate <= 1, not {rate}")
+        if num_classes < 2:
+            raise ValueError(f"a label is flipped to another class, and there is {num_classes}")
+        draws = generator(seed, "label noise")
+        flipped = torch.randperm(len(self), generator=draws)[: round(rate * len(self))]
+        steps = torch.randint(1, num_classes, (len(self),), generator=draws)  # drawn for all, whatever the rate
+        labels = self.labels.cpu().clone()
+        labels[flipped] = (labels[flipped] + steps[flipped]) % num_classes
+        return replace(self, labels=labels.to(self.labels.device))
+
     def _even(self, count: int, generator: Generator) -> Tensor:
         """Sorted indices of `count` images, as evenly over the classes as they allow."""
         shuffled = torch.randperm(len(self), generator=generator)
@@ -123,6 +144,7 @@ class ImageData:
     of_classes: int | None = None  # of how many classes only those with training images were kept
     validation: Split | None = None  # training images that are kept out of training
     of_images: tuple[int, int] | None = None  # training and test images before any subset
+    label_noise: float = 0.0  # share of the training labels that were flipped
 
     @property
     def num_classes(self) -> int:
@@ -151,28 +173,42 @@ class ImageData:
             validation=self.validation and self.validation.to(device),
         )
 
-    def subset(self, train_images: int | None, test_images: int | None, validation_images: int = 0) -> "ImageData":
+    def subset(
+        self,
+        train_images: int | None,
+        test_images: int | None,
+        validation_images: int = 0,
+        label_noise: float = 0.0,
+    ) -> "ImageData":
         """The same with at most so many images in each split, the same images every time.
 
-        The validation images are taken first, out of the training images, and are the same however many train.
-        Raises ValueError for a subset below 1, a negative validation, and where it leaves no image to train on.
+        The validation images are taken first, out of the training images, and are the same however many train. Of the labels of
+        those that train the share `label_noise` is flipped last; validation and test labels stay as they are.
+        Raises ValueError for a subset below 1, a negative validation, where it leaves no image to train on, for a noise that
+        Split.with_label_noise refuses, and where labels are flipped already.
         """
+        self._check_unflipped()
         train, validation = self.train, self.validation
         if train is not None and validation_images != 0:
             train, validation = train.hold_out(validation_images)
+        train = train and train.subset(train_images)
+        if train is not None and label_noise != 0:
+            train = train.with_label_noise(label_noise, self.num_classes)
         return replace(
             self,
-            train=train and train.subset(train_images),
+            train=train,
             test=self.test and self.test.subset(test_images),
             validation=validation,
             of_images=self.of_images or (len(self.train or ()), len(self.test or ())),
+            label_noise=label_noise,
         )
 
     def with_training_classes(self) -> "ImageData":
         """Only the classes that have training images, for a student of a part of Tiny ImageNet; labels count anew.
 
-        Raises ValueError where there is no training image at all.
+        Raises ValueError where there is no training image at all, or labels are flipped already.
         """
+        self._check_unflipped()
         if self.train is None or not len(self.train):
             raise ValueError(f"{self.name} has no training images here")
         kept = self.train.labels.unique()
@@ -185,7 +221,7 @@ class ImageData:
             if split is None:
                 return None
             known = split.take((new_label[split.labels] >= 0).nonzero().flatten())
-            return Split(known.images, new_label[known.labels])
+            return replace(known, labels=new_label[known.labels])
 
         return replace(
             self,
@@ -195,6 +231,11 @@ class ImageData:
             validation=keep(self.validation),
             of_classes=self.num_classes,
         )
+
+    def _check_unflipped(self) -> None:
+        """Raises ValueError where labels are flipped: of other classes or images, others would have been."""
+        if self.label_noise:
+            raise ValueError(f"labels of {self.name} are flipped already: classes and subset are taken before")
 
 
 def load(
@@ -305,7 +346,7 @@ def digits(image_size: int | None, splits: tuple[str, ...]) -> ImageData:
     )
 
 
-@dataset("CIFAR-100", cite="Krizhevsky, 2009")
+@dataset("CIFAR-100", cite="Krizhevsky, 2009", corrupted="CIFAR-100-C")
 def cifar100(root: Path, image_size: int | None, splits: tuple[str, ...], stream: bool | None) -> ImageData:
     """60,000 photographs, 32 x 32 pixels: a folder of images cifar100/, else the archive, downloaded when absent."""
     if (root / "cifar100" / "test").is_dir():
@@ -332,7 +373,7 @@ def _cifar100_archive(root: Path, splits: tuple[str, ...]) -> ImageData:
                 f"{CIFAR100.filename}, or a folder cifar100/ with train/<class>/ and test/<class>/, into {root}"
             ) from None
         images = torch.from_numpy(archive.data).permute(0, 3, 1, 2).contiguous()
-        parts[split] = Split(images, torch.tensor(archive.targets))
+        parts[split] = Split(images, torch.tensor(archive.targets), torch.arange(len(images)))
     return _cifar100_like(
         ImageData(
             name="cifar100",
@@ -348,13 +389,13 @@ def _cifar100_archive(root: Path, splits: tuple[str, ...]) -> ImageData:
     )
 
 
-@dataset("Tiny ImageNet", cite="Le & Yang, CS 231N 2015")
+@dataset("Tiny ImageNet", cite="Le & Yang, CS 231N 2015", corrupted="Tiny-ImageNet-C")
 def tiny_imagenet(root: Path, image_size: int | None, splits: tuple[str, ...], stream: bool | None) -> ImageData:
     """110,000 photographs of 200 classes, 64 x 64 pixels, downloaded when absent."""
-    return _official(_find_tiny_imagenet(root), image_size, splits, stream)
+    return _official(tiny_imagenet_folder(root), image_size, splits, stream)
 
 
-def _find_tiny_imagenet(root: Path) -> Path:
+def tiny_imagenet_folder(root: Path) -> Path:
     """The folder of Tiny ImageNet under `root`; downloaded and unpacked when absent, whole or not at all."""
     home = root / "tiny-imagenet-200"
     for folder in (home, root / "tiny_imagenet", root):
@@ -396,7 +437,8 @@ def _official(folder: Path, image_size: int | None, splits: tuple[str, ...], str
     if not lines or min(map(len, lines)) < 2:
         raise ValueError(f"{annotations} needs lines of an image's name, a tab and its class")
     samples["test"] = [(str(folder / "val" / "images" / line[0]), line[1]) for line in lines]
-    return _decode(folder, tuple(classes), samples, image_size, splits, stream)
+    made = _decode(folder, tuple(classes), samples, image_size, splits, stream)
+    return replace(made, test=made.test and replace(made.test, place=torch.arange(len(lines))))
 
 
 def _folder(folder: Path, image_size: int | None, splits: tuple[str, ...], stream: bool | None) -> ImageData:

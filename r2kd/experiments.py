@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,13 +12,27 @@ import pandas as pd
 import torch
 from torch import nn
 
-from . import ROOT, acceleration, data, entries, evaluation, fidelity, models, pruning, records, stats, training
+from . import (
+    ROOT,
+    acceleration,
+    data,
+    entries,
+    evaluation,
+    fidelity,
+    models,
+    pruning,
+    records,
+    robustness,
+    stats,
+    tested,
+    training,
+)
 from .augmentation import AUGMENTATIONS, augment
 from .config import DistillConfig, TeacherConfig, unknown_setting
 from .data import ImageData
 from .digest import digest
 from .entries import Choice
-from .parts import PLACES, Design
+from .parts import PLACES, Design, Tests
 from .progress import tqdm
 from .randomness import generator
 from .runs import Run
@@ -45,7 +60,7 @@ class Profile:
     """The settings of a study. `scale`: of its images and epochs, where the data set's own recipe has no fewer.
 
     `shown`: the arms that crowded figures draw. `ablation`: settings of notebook 04's students alone. `fresh`: whether runs of
-    which there is only a record are trained again: where that takes minutes.
+    which there is only a record are trained again: where that takes minutes. `tests`: settings of parts.Tests.
     """
 
     summary: str
@@ -56,6 +71,7 @@ class Profile:
     arms: tuple[str, ...] = _arms(("none", "cutmix"))
     shown: tuple[str, ...] = ("ce", "kd", "kd cutmix", "r2kd", "r2kd cutmix")
     ablation: Mapping[str, Any] = field(default_factory=dict)
+    tests: Mapping[str, Any] = field(default_factory=dict)
     fresh: bool = False
 
 
@@ -66,6 +82,7 @@ PROFILES = {
         ("res20_res8",),
         {"train_images": 128, "test_images": 200, "epochs": 1},
         seeds=2,
+        tests={"corruptions": "impulse_noise+glass_blur+snow+pixelate", "robust_images": 20, "attacked_images": 10},
         fresh=True,
     ),
     "quick": Profile(
@@ -73,6 +90,7 @@ PROFILES = {
         "digits",
         ("res20_res8",),
         {"train_images": 1000, "test_images": 1000, "epochs": 20},
+        tests={"robust_images": 100, "attacked_images": 50},
         fresh=True,
     ),
     "small": Profile(
@@ -92,7 +110,7 @@ PROFILES = {
 class Study:
     """A teacher and, by their labels, the arms that are compared, each a configuration, with every seed.
 
-    shown: the arms that crowded figures draw, empty for all. said: what captions add of its settings. figures_root: else
+    tests: what each student is tested with. shown: the arms that crowded figures draw, empty for all. said: what captions add of its settings. figures_root: else
     figures/. fresh: whether an arm of which there is only a record is trained. made_of: (profile, settings) that `study` was
     given.
     """
@@ -101,6 +119,7 @@ class Study:
     teacher: TeacherConfig
     arms: Mapping[str, DistillConfig]
     seeds: tuple[int, ...]
+    tests: Tests = Tests()
     shown: tuple[str, ...] = ()
     said: str = ""
     figures_root: str | None = None
@@ -120,6 +139,11 @@ class Study:
     @property
     def all_figures(self) -> Path:
         return Path(self.figures_root or ROOT / "figures")
+
+    @property
+    def reference(self) -> str:
+        """The arm that others are compared with: the first that has no teacher, else the first."""
+        return next((arm for arm, config in self.arms.items() if not config.taught), next(iter(self.arms)))
 
     def students(self, seed: int) -> list[DistillConfig]:
         """The configurations of the arms with this seed, in their order."""
@@ -147,6 +171,10 @@ class Study:
                 return config[key]
         raise ValueError(unknown_setting(key, configs))
 
+    def protocol(self, images: ImageData) -> robustness.Protocol:
+        """What `tests` mean for these images, here."""
+        return robustness.protocol(self.tests, images, self.first.machine.data_root)
+
     def open_data(self) -> ImageData:
         """The students' images, on their device."""
         return training.open_data(self.first).to(training.resolve_device(self.first.machine.device))
@@ -165,8 +193,18 @@ class Study:
         half = "; in bfloat16" if chosen == {("bfloat16", "auto")} else ""  # what was asked for is in `said`
         return (
             f"{images.name}{classes}, {len(images.train):,} training{kept} and {len(images.test):,} test images of "
-            f"{images.image_size} px; {epochs[0]}; {teacher} teaches {student}{own}{half}{self.said}"
+            f"{images.image_size} px; {epochs[0]}; {teacher} teaches {student}{own}{self._label_noise}{half}{self.said}"
         )
+
+    @property
+    def _label_noise(self) -> str:
+        """What a caption says of flipped labels: an arm's own noise is no setting of the study, and not always in its label."""
+        taught = f"{self.teacher.data.label_noise:g}"
+        rates = sorted({f"{config.data.label_noise:g}" for config in self.arms.values()})
+        if rates == ["0"] and (taught == "0" or self.teacher.checkpoint):
+            return ""
+        apart = "" if rates == [taught] or self.teacher.checkpoint else f", the teacher's {taught}"
+        return f"; label noise {' or '.join(rates)}{apart}"
 
     def _teacher_images(self, images: ImageData) -> ImageData:
         same = self.teacher.data == self.first.data
@@ -192,17 +230,18 @@ class Student(NamedTuple):
         }
 
 
-ARM = ["arm", "method", "augmentation", "pruned"]
+ARM = tested.ARM
 
 
 def study(profile: str = "quick", **settings) -> Study:
-    """The study of a profile, under `settings`: any of parts.Design, and any of any part of a configuration.
+    """The study of a profile, under `settings`: any of parts.Design and parts.Tests, and of any part of a configuration.
 
     A key may have its part before it (method.temperature), or "teacher." where it is of the teacher's recipe: of the recipe, a
     setting is the students'; of the data and the machine, it is both's. An option of methods or views is set wherever an arm
-    has it; what an arm says itself counts more. None is as not given. `arms`: a text, "ce; kd; r2kd:temperature=2 cutmix", or
-    a list, or a dictionary by label, of such texts, of functions that can be a method, or of dictionaries with method, view,
-    fidelity and settings; a first "+" keeps the profile's arms before them.
+    has it; what an arm says itself counts more, and is its student's alone: under "kd label_noise=0.4" the teacher stays the
+    study's. None is as not given. `arms`: a text, "ce; kd; r2kd:temperature=2 cutmix", or a list, or a dictionary by label, of
+    such texts, of functions that can be a method, or of dictionaries with method, view, fidelity and settings; a first "+"
+    keeps the profile's arms before them.
 
     Raises ValueError for an unknown profile, pair, entry or setting, or two arms that are the same.
     """
@@ -211,6 +250,12 @@ def study(profile: str = "quick", **settings) -> Study:
     chosen = PROFILES[profile]
     given = {name: value for name, value in settings.items() if value is not None}
     design = Design().with_options(**{name: given.pop(name) for name in list(given) if name in Design()})
+    asked = {name: given.pop(name) for name in list(given) if name in Tests()}
+    tests = Tests().with_options(**chosen.tests | asked)
+    (
+        robustness.chosen_corruptions(tests.corruptions),
+        robustness.chosen_attacks(tests.attacks),
+    )  # an unknown one is said now
     for path in [design.load] if isinstance(design.load, str | Path) else design.load or ():
         entries.load(path)
     teacher, student = _models(design, chosen)
@@ -223,14 +268,15 @@ def study(profile: str = "quick", **settings) -> Study:
     configs = [_configure(spec, student, taught, base, given, design.fidelity, used) for _, spec, _ in specified]
     for key in given:
         if key not in used:
-            raise ValueError(unknown_setting(key, configs, tuple(Design().options)))
+            raise ValueError(unknown_setting(key, configs, (*Design().options, *Tests().options)))
     arms = dict(zip(_labels([label for label, _, _ in specified], configs), configs, strict=True))
     seeds = chosen.seeds if design.seeds is None else design.seeds
     return Study(
-        name=_name(profile, design, given, configs),
+        name=_name(profile, design, given | _acting(tests, chosen), configs),
         teacher=configs[0].teacher,
         arms=arms,
         seeds=seeds if isinstance(seeds, tuple) else tuple(range(_positive(seeds))),
+        tests=tests,
         shown=tuple(label for label, (_, _, shown) in zip(arms, specified, strict=True) if shown),
         said=_said(design, given),
         figures_root=design.figures_root,
@@ -254,6 +300,20 @@ def ablation(of: Study) -> Study:
     profile, settings = of.made_of
     made = variant(of, **dict(PROFILES[profile].ablation) | settings | {"arms": arms})
     return replace(made, said=f"{of.said}; R2KD with cutmixpick, pruned teacher")
+
+
+def with_label_noise(of: Study, rate: float, seeds: int = 2) -> Study:
+    """The same study, `rate` of the training labels flipped, the teacher's too: cross-entropy, KD and R2KD, each on one view.
+
+    Fewer seeds, and no tests beside clean images.
+    """
+    arms = {"cross-entropy": "ce", "KD": "kd", "R2KD": "r2kd pruning_rate=0"}
+    arms = {label + _flipped(rate): arm for label, arm in arms.items()}  # their records stand beside those of the study
+    return variant(of, label_noise=rate, arms=arms, seeds=seeds, corruptions="none", attacks="none")
+
+
+def _flipped(rate: float) -> str:
+    return f", {100 * rate:g} % flipped" if rate else ""
 
 
 def variant(of: Study, **settings) -> Study:
@@ -386,7 +446,14 @@ def _label(config: DistillConfig, among: list[DistillConfig]) -> str:
     return words
 
 
-_SEEN = ("image_size", "train_images", "test_images", "validation_images", "epochs", "teacher.epochs")  # in any caption
+_SEEN = ("image_size", "train_images", "test_images", "validation_images", "label_noise", "teacher.label_noise")
+_SEEN += ("epochs", "teacher.epochs")  # in any caption
+
+
+def _acting(tests: Tests, profile: Profile) -> dict[str, Any]:
+    """What of the tests differs from the profile's; captions say it in their own words, robustness.Protocol.words."""
+    usual = Tests().with_options(**profile.tests).options
+    return {name: value for name, value in tests.options.items() if value != usual[name]}
 
 
 def _settings(design: Design, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -413,8 +480,10 @@ def _name(profile: str, design: Design, given: Mapping[str, Any], configs: list[
             f"{Path(design.teacher_checkpoint).stem}.{models.checkpoint_digest(design.teacher_checkpoint)[:6]}"
         )
     if design.arms is not None:
+        usual = configs[0].teacher.data.options.items()
+        own = [sorted(c.data.options.items() - usual) for c in configs]  # mostly none: the names of old folders stay
         parts = ((c.model.acts(), c.method.acts(), c.view.acts(), c.pruning.acts(), c.recipe.acts()) for c in configs)
-        settings["arms"] = digest(tuple(map(repr, parts)))[:6]
+        settings["arms"] = digest(tuple(repr((*acts, *data)) for acts, data in zip(parts, own, strict=True)))[:6]
     if design.seeds is not None and design.seeds != PROFILES[profile].seeds:
         settings["seeds"] = design.seeds
     return name + "".join(f"-{key}={_short(value)}" for key, value in sorted(settings.items()))
@@ -447,7 +516,7 @@ def _epochs(config: TeacherConfig) -> str:
 def run_teacher(study: Study, images: ImageData) -> nn.Module:
     """The study's teacher in eval mode, on its device: trained, returned as it was, or loaded from a checkpoint."""
     run = training.train_teacher(study.teacher, study._teacher_images(images))
-    records.write(study.figures, [("teacher", run)])
+    records.write(study.figures, [("teacher" + _flipped(study.teacher.data.label_noise), run)])
     teacher = training.load_model(study.teacher, run, images.num_classes)
     return teacher.to(images.test.labels.device, memory_format=torch.channels_last)
 
@@ -483,7 +552,7 @@ def teachers_table(study: Study, images: ImageData, teacher: nn.Module, count: i
 
 
 def run_students(study: Study, images: ImageData, weights: bool = True) -> list[Student]:
-    """Every arm with every seed, trained or returned as it was; those of one seed share each teacher pass.
+    """Every arm with every seed, trained and tested or returned as it was; those of one seed share each teacher pass.
 
     Where no `weights` are asked for and the study is not `fresh`, a run whose record is under study.all_figures is reported
     from it. Every finished run is written to the study's records, seed by seed.
@@ -495,6 +564,7 @@ def run_students(study: Study, images: ImageData, weights: bool = True) -> list[
             runs = _run_seed(study, images, seed, recorded)
             finished += runs
             records.write(study.figures, [(student.arm, student.run) for student in runs])
+            _test(study, images, runs)
             bar.update(len(runs))
     if reported := sum(student.run.source == "record" for student in finished):
         print(
@@ -505,8 +575,11 @@ def run_students(study: Study, images: ImageData, weights: bool = True) -> list[
 
 def _run_seed(study: Study, images: ImageData, seed: int, recorded: Mapping[str, dict]) -> list[Student]:
     found, together = {}, {}
+    opened = {study.first.data: images}
     for label, config in zip(study.arms, study.students(seed), strict=True):
-        own = images if config.data == study.first.data else training.open_data(config)
+        if config.data not in opened:
+            opened[config.data] = training.open_data(config)
+        own = opened[config.data]
         run = config.run(own)
         if not run.finished and run.address in recorded:
             found[label] = Student(label, config, Run(run.folder, recorded[run.address]))
@@ -516,6 +589,73 @@ def _run_seed(study: Study, images: ImageData, seed: int, recorded: Mapping[str,
         runs = training.distill_all([config for _, config, _ in group], group[0][2])
         found |= {label: Student(label, config, run) for (label, config, _), run in zip(group, runs, strict=True)}
     return [found[label] for label in study.arms]
+
+
+def _test(study: Study, images: ImageData, students: Iterable[Student]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of robustness.test by the run's address; what is not in the records is measured, with the teacher at hand."""
+    wanted = [_tested(student.arm, student.config, student.run, images) for student in students]
+    return _rows(study, images, wanted)
+
+
+def _rows(study: Study, images: ImageData, wanted: list[robustness.Subject]) -> dict[str, list[dict[str, Any]]]:
+    teacher = lambda: evaluation.predict(run_teacher(study, images), images.test, images)  # noqa: E731
+    places = {"folder": study.figures, "root": study.all_figures}
+    return robustness.test(wanted, images, study.protocol(images), **places, teacher_logits=teacher)
+
+
+def _tested(arm: str, config: TeacherConfig, run: Run, images: ImageData) -> robustness.Subject:
+    weights = models.checkpoint_digest(run.weights()) if run.source == "run" else None
+    return robustness.Subject(run.address, weights, partial(_on_device, config, run, images), {"arm": arm})
+
+
+def _on_device(config: TeacherConfig, run: Run, images: ImageData) -> nn.Module:
+    model = training.load_model(config, run, images.num_classes)
+    return model.to(images.test.labels.device, memory_format=torch.channels_last)
+
+
+def tests_table(study: Study, images: ImageData, students: Iterable[Student]) -> pd.DataFrame:
+    """A row for each test of each student: its columns, then test, name, level, n, top1, loss, ece, confidence.
+
+    A student of whose tests there is neither a record nor weights has no row.
+    """
+    students = list(students)
+    found = _test(study, images, students)
+    tables = [pd.DataFrame(found[s.run.address]).assign(**s.columns) for s in students if s.run.address in found]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*ARM, "seed", "test"])
+
+
+def pruned_teachers(
+    study: Study, images: ImageData, rates: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9)
+) -> pd.DataFrame:
+    """What the teacher, its pruned copy at each rate and their mixture know clean and corrupted.
+
+    A row a network: teacher ("dense", "pruned", "mixed"), rate in percent, clean and corrupted, accuracy in percent, the latter
+    the mean over corruptions and severities.
+    """
+    run = training.train_teacher(study.teacher, study._teacher_images(images))
+    digest_ = models.checkpoint_digest(run.weights())
+    dense = _on_device(study.teacher, run, images)
+    about, wanted = {}, []
+    for kind, rate in [("dense", 0.0), *((kind, rate) for kind in ("pruned", "mixed") for rate in rates)]:
+        address = run.address if kind == "dense" else f"{run.address}+{kind}={rate:g},{study.option('dense_weight'):g}"
+        about[address] = {"teacher": kind, "rate": 100 * rate}
+        make = partial(_sparse, study, dense, kind, rate)
+        wanted.append(robustness.Subject(address, digest_, make, {"arm": f"teacher, {kind}"}))
+    corruptions_alone = replace(study, tests=study.tests.with_options(attacks="none"))
+    rows = []
+    for address, tests in _rows(corruptions_alone, images, wanted).items():
+        table = tested.by_severity(pd.DataFrame(tests))
+        if len(table):
+            summary = stats.corruption_summary(table.assign(arm=address, seed=0)).iloc[0]
+            rows.append(about[address] | {"clean": summary["clean"], "corrupted": summary["corrupted"]})
+    return pd.DataFrame(rows)
+
+
+def _sparse(study: Study, dense: nn.Module, kind: str, rate: float) -> nn.Module:
+    if kind == "dense":
+        return dense
+    pruned = pruning.prune_l1(dense, rate)
+    return pruned if kind == "pruned" else pruning.MixedTeacher(dense, pruned, study.option("dense_weight"), "running")
 
 
 def sources(students: Iterable[Student]) -> str:

@@ -4,7 +4,7 @@ The column `caption` holds, in its first row, what the numbers rest on. Lines an
 colour; error bars and bands are 95 % t-intervals of the mean over `n` seeds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -39,8 +39,11 @@ def draw(name: str, table: pd.DataFrame) -> Figure:
         return FIGURES[name](table)
 
 
-def save(name: str, table: pd.DataFrame, folder: str | Path, caption: str) -> Figure:
-    """Write <folder>/<name>.csv and draw <name>.png from it, in place of what was there."""
+def save(name: str, table: pd.DataFrame, folder: str | Path, caption: str) -> Figure | None:
+    """Write <folder>/<name>.csv and draw <name>.png from it, in place of what was there; None of a table without rows."""
+    if table.empty:
+        print(f"{name}: nothing was measured, nothing is drawn")
+        return None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.csv"
@@ -70,11 +73,17 @@ def redraw_all(root: str | Path) -> list[Path]:
 
 
 def _figure(
-    table: pd.DataFrame, title: str, columns: int = 1, size: tuple[float, float] = (6.4, 4)
+    table: pd.DataFrame,
+    title: str,
+    columns: int = 1,
+    size: tuple[float, float] = (6.4, 4),
+    rows: int = 1,
+    **shared: bool,
 ) -> tuple[Figure, np.ndarray]:
+    """With its title and caption, and its axes row by row; `shared`: sharex, sharey."""
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    figure.suptitle(title)
+    axes = figure.subplots(rows, columns, squeeze=False, **shared).flatten()
+    figure.suptitle(_wrap(title, int(size[0] * 11)))
     figure.supxlabel(_wrap(table["caption"].iloc[0], int(size[0] * 14)), fontsize=8, color="0.3")
     return figure, axes
 
@@ -102,6 +111,50 @@ def _lines(
             axes.fill_between(
                 rows[x], rows[y] - rows[band], rows[y] + rows[band], color=colour, alpha=0.15, linewidth=0
             )
+
+
+def _curves(
+    table: pd.DataFrame,
+    title: str,
+    panels: Sequence[pd.DataFrame],
+    x: str,
+    width: float = 2.6,
+    spread: float = 0.5,
+    **shared: bool,
+) -> tuple[Figure, np.ndarray]:
+    """A panel for each of `panels`: a line an arm, with thin intervals, a little beside the last arm's; one legend.
+
+    `spread`: the share of the gap between two places on the x axis that the arms lie side by side in.
+    """
+    arms = list(dict.fromkeys(table["arm"]))
+    size = (width * len(panels) + 0.08 * max(map(len, arms)) + 1.4, max(4, 0.21 * len(arms) + 1.4))
+    figure, axes = _figure(table, title, len(panels), size, **shared)
+    for panel, rows in zip(axes, panels, strict=True):
+        gap = min(np.diff(np.unique(rows[x])), default=1)
+        looks = zip(arms, cycle(COLOURS), cycle(LINES), cycle(MARKERS), strict=False)
+        for i, (arm, colour, line, marker) in enumerate(looks):
+            of = rows[rows["arm"] == arm].sort_values(x)
+            panel.errorbar(
+                of[x] + spread * gap * ((i + 0.5) / len(arms) - 0.5),
+                of["mean"],
+                yerr=of["half_width"],
+                label=arm,
+                color=colour,
+                linestyle=line,
+                marker=marker,
+                markersize=5,
+                linewidth=1.4,
+                elinewidth=0.8,
+                capsize=2,
+            )
+    title = "bars: 95 % interval\nover seeds" if table["half_width"].notna().any() else None
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", title=title, handlelength=3.5)
+    return figure, axes
+
+
+def _within_percent(axes: Axes) -> None:
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -2), min(high, 102))
 
 
 def _dots(axes: Axes, table: pd.DataFrame, value: str, xlabel: str) -> None:
@@ -294,38 +347,191 @@ def published(table: pd.DataFrame) -> Figure:
 
 
 def robustness(table: pd.DataFrame) -> Figure:
-    panels = list(table.groupby("corruption", sort=False))
-    figure, axes = _figure(table, f"Accuracy under corruption ({_seeds(table)})", len(panels), (11, 4.3))
-    for panel, (name, rows) in zip(axes, panels, strict=True):
-        _lines(panel, rows, "severity", "mean", "arm", band="half_width")
-        panel.set(title=name, xlabel=f"severity: {rows['unit'].iloc[0]}", ylabel="test accuracy (%)", ylim=(0, 100))
-    axes[0].legend(loc="lower left")
+    families = list(table.groupby("family", sort=False))
+    title = f"Accuracy under corruption ({_seeds(table)})"
+    figure, axes = _curves(table, title, [rows for _, rows in families], "severity", sharey=True)
+    severities = np.unique(table["severity"])
+    for panel, (name, _) in zip(axes, families, strict=True):
+        panel.set(title=name, xlabel="severity")
+        panel.set_xticks(severities, [f"{severity:g}" if severity else "clean" for severity in severities])
+    axes[0].set_ylabel("test accuracy (%)")
+    _within_percent(axes[0])
     return figure
 
 
 def robustness_students(table: pd.DataFrame) -> Figure:
-    figure, (axes,) = _figure(
-        table, f"Mean accuracy over all corruptions ({_seeds(table)})", size=(7, 0.26 * len(table) + 1.8)
+    labels = {
+        "corrupted": "mean accuracy\nunder corruption (%)",
+        "drop": "drop against clean\n(points)",
+        "residual": "corrupted accuracy beyond what\nclean accuracy explains (points)",
+    }
+    known = set(table.loc[table["mean"].notna(), "measure"])
+    labels = {measure: label for measure, label in labels.items() if measure in known}
+    arms = table[["arm", "method", "pruned"]].drop_duplicates("arm")
+    bars = "; bars: 95 % interval over seeds" if table["half_width"].notna().any() else ""
+    title = f"Students under corruption ({_seeds(table)}{bars})"
+    size = (2.7 * len(labels) + 0.08 * max(map(len, arms["arm"])), 0.26 * len(arms) + 2)
+    figure, axes = _figure(table, title, len(labels), size, sharey=True)
+    for panel, (measure, label) in zip(axes, labels.items(), strict=True):
+        measured = table.loc[table["measure"] == measure, ["arm", "mean", "half_width"]]
+        _dots(panel, arms.merge(measured, on="arm", how="left"), "mean", label)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+        if measure == "residual":
+            panel.axvline(0, color="0.3", linewidth=1)
+    axes[0].set_ylim(-0.6, len(arms) - 0.4)
+    return figure
+
+
+def corruption_differences(table: pd.DataFrame) -> Figure:
+    arms = list(dict.fromkeys(table["arm"]))
+    of = table[table["corruption"] != "all"].drop_duplicates("corruption").groupby("family", sort=False)["corruption"]
+    families = {family: list(names) for family, names in of}
+    names = [name for names in families.values() for name in names] + ["all"] * ("all" in set(table["corruption"]))
+    means, half_widths = (
+        table.pivot(index="corruption", columns="arm", values=value).loc[names, arms].to_numpy()
+        for value in ("mean", "half_width")
     )
-    _dots(axes, table, "mean", "accuracy, mean over corruptions and severities (%); bars: 95 % interval")
+    title = f"Accuracy minus that of {table['reference'].iloc[0]} (points; {_seeds(table)}, paired)"
+    figure, (axes,) = _figure(
+        table, title, size=(max(6, 0.55 * len(arms) + 3.5), 0.25 * len(names) + 0.05 * max(map(len, arms)) + 1.7)
+    )
+    colours = sns.diverging_palette(30, 250, s=80, l=70, as_cmap=True)
+    limit = max(0.1, *np.abs(means[~np.isnan(means)]))
+    axes.imshow(means, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
+    axes.grid(False)
+    for (row, column), mean in np.ndenumerate(means):
+        look = {"weight": "bold"} if abs(mean) > half_widths[row, column] else {"color": "0.3"}
+        axes.text(column, row, "" if np.isnan(mean) else f"{mean:+z.1f}", ha="center", va="center", fontsize=8, **look)
+    bold = "bold: the 95 % interval leaves out 0" if table["half_width"].notna().any() else "one seed: no interval"
+    axes.set_title(bold, fontsize=9)
+    axes.set_xticks(range(len(arms)), arms, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
+    said = [name.replace("_", " ") if name != "all" else "mean of all" for name in names]
+    axes.set_yticks(range(len(names)), said, fontsize=9)
+    ends = np.cumsum([len(rows) for rows in families.values()]) - 0.5
+    for end in ends[: None if "all" in names else -1]:
+        axes.axhline(end, color="0.1", linewidth=2 if end == ends[-1] and "all" in names else 0.8)
+    starts = [-0.5, *ends[:-1]]
+    axes.secondary_yaxis("right").set_yticks((starts + ends) / 2, families, fontsize=9)
+    return figure
+
+
+def attacks(table: pd.DataFrame) -> Figure:
+    table = table.assign(place=table.groupby("attack")["epsilon"].rank("dense"))
+    panels = list(table.groupby("attack", sort=False))
+    title = f"Accuracy under attack ({_seeds(table)})"
+    figure, axes = _curves(table, title, [rows for _, rows in panels], "place", sharey=True)
+    for panel, (name, rows) in zip(axes, panels, strict=True):
+        unit = rows["unit"].iloc[0]  # none is "" in the table, NaN in its CSV
+        radius = f"radius ({'1' * unit.startswith('/')}{unit})" if isinstance(unit, str) and unit else "radius"
+        panel.set(title=name, xlabel=radius)
+        panel.set_xticks(np.unique(rows["place"]), [f"{epsilon:g}" for epsilon in np.unique(rows["epsilon"])])
+    axes[0].set_ylabel("test accuracy (%)")
+    _within_percent(axes[0])
     return figure
 
 
 def reliability(table: pd.DataFrame) -> Figure:
-    figure, (axes,) = _figure(table, f"Reliability of the students ({_seeds(table)}, pooled)", size=(6.2, 5.2))
-    axes.plot([0, 1], [0, 1], color="0.5", linewidth=1)
-    named = table.assign(
-        label=[f"{arm} (ECE {error:.1f} %)" for arm, error in zip(table["arm"], table["ece"], strict=True)]
-    )
-    _lines(axes, named, "confidence", "accuracy", "label")
-    axes.set(xlabel="mean confidence of the bin", ylabel="accuracy of the bin", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(loc="upper left")
+    arms = list(table.groupby("arm", sort=False))
+    rows = -(-len(arms) // 6)
+    columns = -(-len(arms) // rows)
+    title = f"Reliability ({_seeds(table)}, pooled)"
+    size = (max(4.5, 2.3 * columns + 0.8), max(4.5 if len(arms) == 1 else 0, 2.7 * rows + 1))
+    figure, axes = _figure(table, title, columns, size, rows, sharex=True, sharey=True)
+    for i, (panel, (arm, bins)) in enumerate(zip(axes, arms, strict=False)):
+        share = 100 * bins["samples"] / bins["samples"].sum()
+        panel.bar((bins["bin"] - 0.5) / 15 * 100, share, width=100 / 15, color="0.85", edgecolor="0.6", linewidth=0.5)
+        panel.plot([0, 100], [0, 100], color="0.3", linewidth=1, linestyle="--")
+        full = bins[bins["samples"] >= 10]
+        panel.plot(full["confidence"], full["top1"], color=COLOURS[0], linewidth=1.2)
+        panel.scatter(full["confidence"], full["top1"], s=10 + share[full.index], color=COLOURS[0], zorder=3)
+        found = bins.iloc[0]
+        error = f"ECE {found['ece_before']:.1f} → {found['ece_after']:.1f} % at T = {found['temperature']:.2f}"
+        panel.set_title(f"{arm}\n{error}", fontsize=9)
+        panel.set(xlim=(-4, 104), ylim=(-4, 104))
+        if i % columns == 0:
+            panel.set_ylabel("accuracy, and share of\nthe images (bars), in %")
+        if i + columns >= len(arms):
+            panel.set_xlabel("confidence (%)")
+            panel.tick_params(labelbottom=True)
+    for panel in axes[len(arms) :]:
+        panel.set_axis_off()
+    return figure
+
+
+def ambiguity(table: pd.DataFrame) -> Figure:
+    labels = {"top1": "test accuracy (%)", "loss": "negative log-likelihood (nats)"}
+    labels = {measure: label for measure, label in labels.items() if measure in set(table["measure"])}
+    panels = [table[table["measure"] == measure] for measure in labels]
+    title = f"Students, by how sure the teacher is of the image ({_seeds(table)})"
+    figure, axes = _curves(table, title, panels, "bin", width=3.5)
+    bins = np.unique(table["bin"])
+    for panel, label in zip(axes, labels.values(), strict=True):
+        panel.set(xlabel="fifth of the images (1: teacher surest)", ylabel=label)
+        panel.set_xticks(bins, [f"{i:g}" for i in bins])
+        if label.endswith("(%)"):
+            _within_percent(panel)
+    return figure
+
+
+def pruned_teachers(table: pd.DataFrame) -> Figure:
+    figure, (axes,) = _figure(table, "Pruning the teacher: clean and corrupted images", size=(7.4, 4.2))
+    for column, line in (("clean", "-"), ("corrupted", "--")):
+        for i, (name, rows) in enumerate(table[table["teacher"] != "dense"].groupby("teacher", sort=False)):
+            axes.plot(
+                rows["rate"],
+                rows[column],
+                label=f"{name}, {column}",
+                color=COLOURS[i],
+                linestyle=line,
+                marker=MARKERS[i],
+                markerfacecolor=COLOURS[i] if line == "-" else "white",
+            )
+        for value in table.loc[table["teacher"] == "dense", column]:
+            axes.axhline(value, color="0.3", linestyle=line, linewidth=1, label=f"dense, {column}")
+    axes.set(xlabel="weights pruned from each layer (%)", ylabel="test accuracy (%)")
+    figure.legend(loc="outside right center", title="teacher, images", handlelength=3.5)
+    return figure
+
+
+def label_noise(table: pd.DataFrame) -> Figure:
+    title = f"Trained on wrong labels, last epoch ({_seeds(table)})"
+    figure, (axes,) = _curves(table, title, [table], "rate", width=4.5, spread=0.2)
+    axes.set(xlabel="training labels flipped (%)", ylabel="test accuracy of the last epoch (%)")
+    axes.set_xticks(np.unique(table["rate"]))
+    _within_percent(axes)
+    return figure
+
+
+def published_robustness(table: pd.DataFrame) -> Figure:
+    panels = list(table.groupby("measure", sort=False))
+    augmentations, pairs = (list(dict.fromkeys(table[column])) for column in ("augmentation", "pair"))
+    rows = 1 if len(panels) <= 3 else 2
+    columns = -(-len(panels) // rows)
+    counts = f"{table['present'].iloc[0]:g} of {table['known'].iloc[0]:g}"
+    title = f"The published students under corruption and attack: {counts}"
+    size = (max(6, 2.7 * columns + 2.6), (0.5 * len(augmentations) + 1) * rows + 1)
+    figure, axes = _figure(table, title, columns, size, rows, sharey=True)
+    places = np.arange(len(augmentations))[::-1]
+    for panel, (_, measured) in zip(axes, panels, strict=False):
+        for i, pair in enumerate(pairs):
+            of = measured[measured["pair"] == pair].set_index("augmentation")["value"].reindex(augmentations)
+            shift = 0.6 * ((i + 0.5) / len(pairs) - 0.5)
+            panel.plot(of, places - shift, linestyle="", marker=MARKERS[i], color=COLOURS[i], label=pair)
+        mean = measured.groupby("augmentation")["value"].mean().reindex(augmentations)
+        panel.vlines(mean, places - 0.38, places + 0.38, color="0.4", linewidth=2, zorder=1, label="mean of the pairs")
+        panel.set_xlabel(_wrap(measured["label"].iloc[0], 36))
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+    axes[0].set_yticks(places, augmentations)
+    axes[0].set_ylim(-0.6, len(augmentations) - 0.4)
+    for panel in axes[len(panels) :]:
+        panel.set_axis_off()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", title="teacher and student")
     return figure
 
 
 def _seeds(table: pd.DataFrame) -> str:
-    count = int(table["n"].iloc[0])
-    return f"n = {count} seed" + ("s" if count > 1 else "")
+    fewest, most = int(table["n"].min()), int(table["n"].max())
+    return f"n = {fewest} to {most} seeds" if fewest < most else f"n = {most} seed" + ("s" if most > 1 else "")
 
 
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
@@ -345,6 +551,12 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
         published,
         robustness,
         robustness_students,
+        corruption_differences,
+        attacks,
         reliability,
+        ambiguity,
+        pruned_teachers,
+        label_noise,
+        published_robustness,
     )
 }

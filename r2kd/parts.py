@@ -66,6 +66,12 @@ class Data(Part):
     train_images: int | None = setting(None, "a class-balanced subset of so many training images", above=0)
     test_images: int | None = setting(None, "the same of the test images", above=0)
     validation_images: int = setting(0, "so many training images, kept from training, choose an epoch", least=0)
+    label_noise: float = setting(0.0, "share of the training labels that are flipped to another class", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_noise > 1:
+            raise ValueError(f"label_noise is a share, 0 <= label_noise <= 1, not {self.label_noise}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +125,17 @@ class Machine(Part):
 
 
 PLACES = tuple(known.name for known in fields(Machine) if not known.metadata["acts"])  # where and how fast, no number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tests(Part):
+    """What every student of a study is tested with beside clean images, once it is trained; see robustness.Protocol."""
+
+    corruptions: str = setting("all", "none, standard (the 15 of CIFAR-C), all (19), or some: fog+snow", acts=False)
+    attacks: str = setting("all", "none, all, or some: fgsm+pgd", acts=False)
+    robust_images: int = setting(2000, "test images under each corruption, class-balanced", acts=False, above=0)
+    attacked_images: int = setting(500, "the same under each attack", acts=False, above=0)
+    as_jpeg: bool = setting(False, "save the corrupted images as JPEG, as Tiny-ImageNet-C's were", acts=False)
 
 
 @dataclass(frozen=True, kw_only=True)

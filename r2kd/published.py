@@ -13,14 +13,16 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import data, evaluation, models
+from . import acceleration, data, evaluation, models, records, robustness, stats, tested
 from .data import ImageData
+from .parts import Tests
 from .progress import tqdm
 from .runs import write_atomically
 
@@ -188,3 +190,111 @@ def evaluate(folder: Path, images: ImageData | None, device: torch.device) -> tu
     students, teachers = (pd.DataFrame(rows[kind]).reindex(columns=columns) for kind in ("students", "teachers"))
     students["n"], teachers["n"] = students["n"].astype("Int64"), teachers["n"].astype("Int64")
     return students, teachers.drop(columns=["augmentation", "pair", "agreement"])
+
+
+TESTS = Tests(robust_images=1000, attacked_images=200, as_jpeg=True)  # JPEG: as Tiny-ImageNet-C's files are
+
+
+def test(
+    folder: Path,
+    images: ImageData,
+    device: torch.device,
+    figures: Path,
+    tests: Tests = TESTS,
+    precision: str = "bfloat16",
+) -> None:
+    """Measure the students' robustness, calibration and attacks, one pair after the other, and record them in `figures`.
+
+    What a record there says of the same weights under the same protocol is not measured again. See robustness.measure.
+    """
+    under = robustness.protocol(tests, images, precision=precision)
+    images = images.to(device)
+    if device.type == "cpu":
+        acceleration.keep_freed_memory()
+    for pair in tqdm(
+        sorted(PAIRS, key=lambda pair: Checkpoint(PAIRS[pair][1], Path()).weights), desc="tests", unit="pair"
+    ):
+        wanted = []
+        for student in (student for student in STUDENTS if student.pair == pair):
+            path = Path(folder) / student.path
+            if path.is_file():
+                about = {"arm": student.augmentation, "pair": pair, "model": student.model}
+                make = partial(_loaded, student, path, device)
+                digest = models.checkpoint_digest(path)
+                wanted.append(robustness.Subject(student.path.as_posix(), digest, make, about))
+        robustness.test(wanted, images, under, figures, figures)
+
+
+def tests_table(figures: Path) -> tuple[pd.DataFrame, str]:
+    """(a row for each test of each recorded student, as experiments.tests_table has it; the protocol, in words).
+
+    The augmentation is the arm and the pair stands for the seed. Of several protocols it is the one that most students met.
+    """
+    rows = records.read([path for path in [Path(figures) / robustness.NAME] if path.exists()]).values()
+    if not rows:
+        return pd.DataFrame(), ""
+    protocols = [row["address"].rpartition("@")[2] for row in rows]
+    chosen = max(dict.fromkeys(protocols), key=protocols.count)
+    rows = [row for row, protocol in zip(rows, protocols, strict=True) if protocol == chosen]
+    order = {(student.augmentation, student.pair): i for i, student in enumerate(STUDENTS)}
+    rows.sort(key=lambda row: order[row["arm"], row["pair"]])
+    about = {"method": "R2KD", "pruned": True}
+    tables = [
+        pd.DataFrame(robustness.unpacked(row)).assign(
+            arm=row["arm"], augmentation=row["arm"], seed=row["pair"], **about
+        )
+        for row in rows
+    ]
+    return pd.concat(tables, ignore_index=True), rows[0]["protocol"]
+
+
+SHOWN = {
+    "clean": "top-1, all validation images (%)",
+    "corrupted": "accuracy under corruption (%)",
+    "relative_drop": "lost under corruption, of clean (%)",
+    "pgd": "accuracy under PGD, 1/255 (%)",
+    "ece_before": "calibration error (%)",
+    "ece_after": "calibration error after T (%)",
+}
+
+
+def robustness_summary(tests: pd.DataFrame) -> pd.DataFrame:
+    """A row a student, by arm (its augmentation) and seed (its pair): the measures of SHOWN, and residual (tested.summary)."""
+    key = ["arm", "seed"]
+    clean = tests[tests["test"] == "clean"].set_index(key)["top1"]
+    pgd = tests[(tests["test"] == "attack") & (tests["name"] == "pgd") & (tests["level"] == 1)].set_index(key)["top1"]
+    found = tested.summary(tests).merge(tested.calibration(tests)[[*key, "ece_before", "ece_after"]], on=key)
+    return found.set_index(key).assign(clean=clean, pgd=pgd).reset_index()
+
+
+def robustness_words(summary: pd.DataFrame) -> str:
+    """Which augmentation made the best students, in a sentence: of each measure the two best, their paired difference, n."""
+    said = []
+    for what, measure, sign in _WORDS:
+        means = (sign * summary.groupby("arm", sort=False)[measure].mean()).sort_values(ascending=False)
+        best, second = means.index[:2]
+        gap = stats.paired_difference(summary, best, second, measure).iloc[0]
+        seen = "more than" if abs(gap["mean"]) > gap["half_width"] else "within"
+        said.append(
+            f"{what} {best} ({abs(means[best]):.1f} %; {gap['mean']:+.1f} ± {gap['half_width']:.1f} points against {second}, {seen} its interval)"
+        )
+    return f"Over {summary['seed'].nunique()} pairs, one seed each: {'; '.join(said)}."
+
+
+_WORDS = (  # what is said, the measure, whether more of it is better
+    ("most accurate under corruption are the students of", "corrupted", 1),
+    ("under PGD at 1/255 those of", "pgd", 1),
+    ("best calibrated those of", "ece_before", -1),
+    ("with a temperature those of", "ece_after", -1),
+)
+
+
+def robustness_figure(summary: pd.DataFrame) -> pd.DataFrame:
+    """The table of figures.published_robustness: augmentation, pair, measure, label, value, present, known."""
+    named = summary.rename(columns={"seed": "pair"})
+    long = named.melt(["augmentation", "pair"], list(SHOWN), "measure")
+    return long.assign(label=long["measure"].map(SHOWN), present=len(summary), known=len(STUDENTS))
+
+
+def _loaded(checkpoint: Checkpoint, path: Path, device: torch.device) -> nn.Module:
+    return models.from_checkpoint(checkpoint.model, CLASSES, path).to(device)

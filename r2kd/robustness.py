@@ -1,68 +1,297 @@
-"""A model under corruption: noise, blur and lost contrast of growing severity, on normalised images (B, 3, H, W).
+"""What a model is tested with beside clean images: a protocol of corruptions, attacks, calibration and ambiguity.
 
-One entry a corruption; its facts are the severities that are measured and the unit that they are in.
+A test has a kind, a name and a level: corruption, fog, 3. Its row says how many images there were (n), top1 in percent, loss in
+nats, ece in percent. All models of one protocol meet the same images.
 """
 
-import torch
-from torch import Generator, Tensor, nn
-from torchvision.transforms.v2 import functional
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from . import evaluation
-from .data import ImageData
-from .entries import Choice, Registry
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from . import acceleration, evaluation, official, records, runs
+from .attacks import ATTACKS, attacked_logits
+from .corruptions import CORRUPTIONS, SEVERITIES, constants_size, corrupt, corruption, jpeg, missing
+from .data import ImageData, Split
+from .entries import Choice
+from .frozen import frozen
+from .parts import Tests
+from .progress import tqdm
 from .randomness import generator
 
-CORRUPTIONS = Registry("corruption", gives=("images", "severity", "generator"), facts={"severities": (), "unit": ""})
-corruption = CORRUPTIONS.entry
+__all__ = ["CORRUPTIONS", "Protocol", "corrupt", "corrupted", "corruption", "measure", "protocol"]
+
+NAME = "robustness_records.csv"
+CHUNK = 500  # images that are corrupted at once
+MEASURES = ("n", "top1", "loss", "ece", "confidence")
+AMBIGUITY_BINS = 5
 
 
-@corruption("noise", severities=(0.4, 0.8, 1.2), unit="standard deviation of the pixels")
-def noise(images: Tensor, severity: float, generator: Generator) -> Tensor:
-    """Gaussian noise; severity is its standard deviation, in standard deviations of the data set's pixels."""
-    return images + severity * torch.randn(images.shape, generator=generator).to(images.device)
+def chosen_corruptions(text: str) -> tuple[str, ...]:
+    """The names of "none", "standard" (CIFAR-C's 15), "all", or "fog+snow". Raises ValueError for an unknown one."""
+    known = {"none": (), "all": tuple(CORRUPTIONS)}
+    known["standard"] = tuple(name for name, entry in CORRUPTIONS.items() if entry.cite and not entry.extra)
+    return known[text] if text in known else tuple(CORRUPTIONS[name.strip()].name for name in text.split("+"))
 
 
-@corruption("blur", severities=(4, 7, 10), unit="% of the image's side")
-def blur(images: Tensor, severity: float) -> Tensor:
-    """Gaussian blur; severity is its standard deviation as a percentage of the image's side."""
-    if severity == 0:
-        return images
-    sigma = severity / 100 * images.shape[-1]
-    kernel = 2 * min(int(3 * sigma + 1), images.shape[-1] // 2 - 1) + 1
-    blurred = functional.gaussian_blur(images, [kernel, 1], [sigma, sigma])  # one axis after the other: 12 times faster
-    return functional.gaussian_blur(blurred, [1, kernel], [sigma, sigma])
+def chosen_attacks(text: str) -> tuple[str, ...]:
+    """The names of "none", "all", or "fgsm+pgd". Raises ValueError for an unknown one."""
+    known = {"none": (), "all": tuple(ATTACKS)}
+    return known[text] if text in known else tuple(ATTACKS[name.strip()].name for name in text.split("+"))
 
 
-@corruption("contrast", severities=(20, 40, 60), unit="% of contrast lost")
-def contrast(images: Tensor, severity: float) -> Tensor:
-    """Each image drawn towards its own mean; severity is the percentage of contrast that is lost."""
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    return mean + (1 - severity / 100) * (images - mean)
+@dataclass(frozen=True)
+class Protocol:
+    """What is measured, on which images. `left_out`: corruptions that were asked for and cannot be made here, and why."""
+
+    corruptions: tuple[str, ...]
+    attacks: tuple[str, ...]
+    images: int
+    attacked_images: int
+    as_jpeg: bool
+    constants: int
+    precision: str
+    clean_images: int  # all test images, for what needs no corrupted ones
+    validation_images: int
+    official: Mapping[str, Path]
+    left_out: Mapping[str, str]
+
+    @property
+    def address(self) -> str:
+        """A hash of all that the numbers of one model depend on: what the entries compute, on which images."""
+        acts = {"severities": SEVERITIES, "images": self.images, "attacked": self.attacked_images, "jpeg": self.as_jpeg}
+        acts |= {"corruptions": [Choice(CORRUPTIONS[name]).acts() for name in self.corruptions]}
+        acts |= {"attacks": [Choice(ATTACKS[name]).acts() | {"at": ATTACKS[name].epsilons} for name in self.attacks]}
+        acts |= {} if self.precision == "float32" else {"precision": self.precision}
+        acts |= {"clean": self.clean_images, "validation": self.validation_images}
+        acts |= {"constants": self.constants, "official": sorted(self.official)}
+        return hashlib.sha256(json.dumps(acts, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+    @property
+    def words(self) -> str:
+        """For captions: which corruptions, whose constants, how many images."""
+        said = []
+        if self.corruptions:
+            made = sum(name not in self.official for name in self.corruptions)
+            source = {32: "CIFAR-C's constants for 32 px", 64: "Tiny-ImageNet-C's constants for 64 px"}[self.constants]
+            whose = [f"{made} made here, {source}"] if made else []
+            whose += [f"{len(self.official)} from the official files"] if self.official else []
+            whose += ["saved as JPEG of quality 85"] if self.as_jpeg and made else []
+            whose += [f"answered in {self.precision}"] if self.precision != "float32" else []
+            without = f" (without {', '.join(self.left_out)})" if self.left_out else ""
+            said.append(
+                f"{len(self.corruptions)} corruption{'s' * (len(self.corruptions) > 1)}{without} x 5 severities on {self.images:,} test images: {', '.join(whose)}"
+            )
+        if self.attacks:
+            said.append(f"attacks on {self.attacked_images:,}")
+        return "; ".join(said)
 
 
-def corrupted_logits(
-    model: nn.Module, images: ImageData, corruption: str | Choice, severity: float, seed: int = 0
-) -> Tensor:
-    """Logits (N, C) for the corrupted test images, the same draws for every model.
+def protocol(tests: Tests, images: ImageData, data_root: str | None = None, precision: str = "float32") -> Protocol:
+    """What `tests` mean for a data set, here: official files are used where they lie under the data root.
 
-    Raises ValueError for an unknown corruption.
+    `precision`: of the convolutions that answer to corrupted images; all else is float32.
+
+    Raises ValueError for an unknown corruption or attack.
     """
-    chosen = CORRUPTIONS.choose(corruption)
-    draws = generator(seed, chosen.name, str(severity))
-    corrupt = lambda batch: chosen(images=batch, severity=severity, generator=draws)  # noqa: E731
-    return evaluation.predict(model, images.test, images, corrupt)
+    wanted = chosen_corruptions(tests.corruptions)
+    found = official.available(images, data_root, wanted)
+    left_out = {name: why for name in wanted if name not in found and (why := missing(name))}
+    return Protocol(
+        corruptions=tuple(name for name in wanted if name not in left_out),
+        attacks=chosen_attacks(tests.attacks),
+        images=min(tests.robust_images, len(images.test)),
+        attacked_images=min(tests.attacked_images, len(images.test)),
+        as_jpeg=tests.as_jpeg,
+        constants=constants_size(images.image_size),
+        precision=precision,
+        clean_images=len(images.test),
+        validation_images=len(images.validation or ()),
+        official=found,
+        left_out=left_out,
+    )
 
 
-def robustness_table(model: nn.Module, images: ImageData, clean_logits: Tensor, seed: int = 0) -> list[dict]:
-    """A row for each corruption and severity: corruption, severity, its unit, top1 in percent.
+def corrupted(split: Split, name: str, severity: int, seed: int = 0, as_jpeg: bool = False) -> Split:
+    """The split's images (N, 3, S, S) uint8 under a corruption, the same every time; its labels."""
+    draws = generator(seed, name, severity)
+    chunks = [
+        corrupt(images, name, severity, draws) for images, _ in split.batches(torch.arange(len(split)).split(CHUNK))
+    ]
+    images = torch.cat(chunks)
+    return Split(jpeg(images, 85) if as_jpeg else images, split.labels)
 
-    Severity 0 is the clean test images, whose logits (N, C) the caller has.
+
+def measure(
+    models: Mapping[str, nn.Module], images: ImageData, under: Protocol, teacher_logits: Tensor | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each model: test, name, level, n, top1, loss, ece, confidence, or as many of them as a test has.
+
+    The models are in eval mode on the images' device. `teacher_logits` (N, C), of all test images, sort them by ambiguity.
     """
-    labels = images.test.labels
-    rows = []
-    for name, entry in CORRUPTIONS.items():
-        answers = {0.0: clean_logits}
-        answers |= {value: corrupted_logits(model, images, name, value, seed) for value in entry.severities}
-        about = {"corruption": name, "unit": entry.unit}
-        rows += [about | {"severity": value, "top1": evaluation.accuracy(a, labels)} for value, a in answers.items()]
+    rows: dict[str, list[dict]] = {key: [] for key in models}
+    clean = {key: evaluation.predict(model, images.test, images) for key, model in models.items()}
+    for key, logits in clean.items():
+        rows[key].append(_row("clean", "all", 0, logits, images.test.labels))
+        rows[key] += _calibration(models[key], images, logits)
+        if teacher_logits is not None:
+            rows[key] += _ambiguity(logits, images.test.labels, teacher_logits)
+    subset, attacked = images.test.subset(under.images), images.test.subset(under.attacked_images)
+    dtype, device = getattr(torch, under.precision), images.test.labels.device
+    answering = {key: frozen(model, dtype) for key, model in models.items()}  # a third faster; equal up to rounding
+    passes = [(name, severity) for name in under.corruptions for severity in SEVERITIES]
+    passes = [("clean", 0)] * bool(passes) + passes
+    with tqdm(total=len(passes) + len(under.attacks), desc="robustness", unit="test", leave=False) as bar:
+        for name, severity in passes:
+            split = _corrupted(subset, name, severity, under) if severity else subset
+            for key, model in answering.items():
+                with acceleration.autocast(device, under.precision):
+                    logits = evaluation.predict(model, split, images)
+                rows[key].append(_row("corruption", name, severity, logits, split.labels))
+            bar.update()
+        for name in under.attacks:
+            for key, model in models.items():
+                curve = epsilon_curve(model, attacked, images, name)
+                rows[key] += [
+                    _row("attack", name, epsilon, logits, attacked.labels) for epsilon, logits in curve.items()
+                ]
+            bar.update()
     return rows
+
+
+def epsilon_curve(model: nn.Module, split: Split, images: ImageData, attack: str) -> dict[float, Tensor]:
+    """The logits (N, C) at each of an attack's radii, in its own unit and growing order; 0 is the clean images.
+
+    An image whose answer an attack has changed lies within every larger radius too: it is not attacked again, and accuracy falls
+    along the curve. The control, which does not ask for the model, is drawn anew for all images.
+    """
+    entry = ATTACKS[attack]
+    logits, curve = evaluation.predict(model, split, images), {}
+    for epsilon in sorted(entry.epsilons):
+        standing = logits.argmax(1) == split.labels if "model" in entry.asks else torch.ones_like(split.labels)
+        left = standing.nonzero().flatten()
+        if epsilon and len(left):
+            logits = logits.index_copy(0, left, attacked_logits(model, split.take(left), images, attack, epsilon))
+        curve[epsilon] = logits
+    return curve
+
+
+def _corrupted(subset: Split, name: str, severity: int, under: Protocol) -> Split:
+    if name in under.official:
+        return official.split(under.official[name], severity, subset)
+    return corrupted(subset, name, severity, as_jpeg=under.as_jpeg)
+
+
+def _row(test: str, name: str, level: float, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    found = evaluation.summary(logits, labels)
+    figures = {measure: found[measure] for measure in ("n", "top1", "loss")}
+    return (
+        {"test": test, "name": name, "level": level} | figures | {"ece": evaluation.calibration_error(logits, labels)}
+    )
+
+
+def _calibration(model: nn.Module, images: ImageData, test_logits: Tensor) -> list[dict]:
+    """Before and after a temperature, which is the level; it is fitted on validation images, else on half of the test images.
+
+    And the bins of reliability, before it, of the images that it was not fitted on.
+    """
+    measured = Split(test_logits, images.test.labels)
+    if images.validation is None:
+        fitted, measured = measured.hold_out(len(measured) // 2)
+    else:
+        fitted = Split(evaluation.predict(model, images.validation, images), images.validation.labels)
+    temperature = evaluation.fit_temperature(fitted.images, fitted.labels)
+    logits = measured.images
+    rows = [_row("calibration", "before", 1.0, logits, measured.labels)]
+    rows.append(_row("calibration", "after", temperature, logits / temperature, measured.labels))
+    for found in evaluation.reliability_table(logits, measured.labels, evaluation.BINS):
+        figures = {"n": found["samples"], "top1": 100 * found["accuracy"], "confidence": 100 * found["confidence"]}
+        rows.append({"test": "reliability", "name": "bin", "level": found["bin"]} | figures)
+    return rows
+
+
+def _ambiguity(logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> list[dict]:
+    """By the teacher's entropy, the surest fifth first; and of the classes that it confuses most, and of the others."""
+    rows = []
+    classes = teacher_logits.shape[1]
+    pairs = evaluation.confused_classes(teacher_logits, labels, max(1, classes // 10))
+    groups = {"entropy": evaluation.ambiguity_bins(teacher_logits, AMBIGUITY_BINS) + 1}
+    groups["confused"] = torch.isin(labels, pairs.to(labels.device)).long()
+    for name, group in groups.items():
+        for found in evaluation.by_group(logits, labels, group.to(labels.device)):
+            figures = {"n": found["samples"], "top1": found["top1"], "loss": found["loss"]}
+            rows.append({"test": "ambiguity", "name": name, "level": found["group"]} | figures)
+    return rows
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be tested: `address`, what it is; `weights`, a digest of them, None where they are gone; how to `make` it."""
+
+    address: str
+    weights: str | None
+    make: Callable[[], nn.Module] = field(compare=False)
+    about: Mapping[str, Any] = field(compare=False)
+
+
+def test(
+    wanted: Iterable[Subject],
+    images: ImageData,
+    under: Protocol,
+    folder: Path,
+    root: Path,
+    teacher_logits: Callable[[], Tensor] | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each model by its address: from the records under `root`, or measured and recorded in `folder`.
+
+    A record counts where it is of this protocol and of these weights. A model that has neither weights nor record has no rows.
+    `teacher_logits` makes those of all test images, where something has to be measured.
+    """
+    known = records.read(sorted(Path(root).rglob(NAME)))
+    keys = {model: f"{model.address}@{under.address}" for model in wanted}
+    missing = [m for m, key in keys.items() if m.weights and known.get(key, {}).get("weights") != m.weights]
+    if missing:
+        found = measure(
+            {model.address: model.make() for model in missing}, images, under, teacher_logits and teacher_logits()
+        )
+        new = {}
+        for model in missing:
+            row = {"address": keys[model], "weights": model.weights, "protocol": under.words, **model.about}
+            new[keys[model]] = row | packed(found[model.address])
+        path = folder / NAME
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = (records.read([path]) if path.exists() else {}) | new
+        runs.write_table(path, pd.DataFrame(kept.values()))
+        known |= new
+    return {model.address: unpacked(known[key]) for model, key in keys.items() if key in known}
+
+
+def packed(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The rows of a model as one: a cell a figure of a test, "1:63.2 2:61", in five digits. `unpacked` is the way back."""
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        for name in MEASURES:
+            if row.get(name) is not None:
+                cell = cells.setdefault(f"{name}.{row['test']}.{row['name']}", [])
+                cell.append(f"{row['level']:.5g}:{row[name]:.5g}")
+    return {name: " ".join(cell) for name, cell in cells.items()}
+
+
+def unpacked(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows that `packed` made a record's cells of; what else the record has is left out."""
+    rows: dict[tuple, dict] = {}
+    for column, cell in record.items():
+        name, _, test = column.partition(".")
+        if name in MEASURES and test and isinstance(cell, str):
+            kind, _, named = test.partition(".")
+            for pair in cell.split():
+                level, _, value = pair.partition(":")
+                row = {"test": kind, "name": named, "level": float(level)}
+                rows.setdefault((kind, named, level), row)[name] = float(value)
+    return list(rows.values())

@@ -1,5 +1,8 @@
-"""Intervals over seeds, paired differences, and what may be said of them."""
+"""Intervals over seeds, paired differences, robustness to corruptions, and what may be said of them."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import pandas as pd
 
 
@@ -25,6 +28,106 @@ def paired_difference(table: pd.DataFrame, arm: str, other: str, value: str) -> 
     of = {name: table[table["arm"] == name].set_index("seed")[value] for name in (arm, other)}
     difference = (of[arm] - of[other]).dropna().to_frame("difference").assign(arm=arm)
     return mean_interval(difference, ["arm"], "difference").drop(columns="arm")
+
+
+def paired_differences(table: pd.DataFrame, reference: str, value: str, by: Sequence[str] = ()) -> pd.DataFrame:
+    """A row for each arm but the reference and each group of `by`: arm, *by, and mean, half_width, n of a difference.
+
+    The difference is `value` of the arm minus that of the reference, seed by seed; an arm without a common seed has no
+    row. Raises ValueError for a reference that is not there, and for two rows of one arm, seed and group: n counts
+    seeds.
+    """
+    _check_arm(table, reference)
+    by = list(by)
+    if table.duplicated(["arm", "seed", *by]).any():
+        raise ValueError(f"several rows of one arm and seed{' and '.join(['', *by])}: average them first")
+    is_reference = table["arm"] == reference
+    subtracted = table.loc[is_reference, [*by, "seed", value]].rename(columns={value: "subtracted"})
+    pairs = table[~is_reference].merge(subtracted, on=[*by, "seed"])
+    pairs["difference"] = pairs[value] - pairs["subtracted"]
+    differences = mean_interval(pairs.dropna(subset="difference"), ["arm", *by], "difference")
+    return differences[["arm", *by, "mean", "half_width", "n"]]
+
+
+def corruption_summary(
+    table: pd.DataFrame, reference: str | None = None, by: Sequence[str] = ("arm", "seed")
+) -> pd.DataFrame:
+    """A row a model, told apart by the columns `by`: clean, corrupted, error, drop, relative_drop; mce, relative_mce.
+
+    `table`: a row a model and test, with the columns `by`, corruption, severity (0 is clean: one row, or one a
+    corruption) and top1 in percent.
+
+    clean: top1 at severity 0. corrupted: top1, mean over corruptions of the mean over severities, unnormalised, as
+    CIFAR-C is reported by AugMix (Hendrycks et al., ICLR 2020) and RobustBench. error: 100 - corrupted. drop: clean -
+    corrupted, in points. relative_drop: drop in percent of clean.
+
+    With a reference, an arm (`by` then holds arm and seed): mce and relative_mce in percent, Hendrycks & Dietterich,
+    ICLR 2019. For each corruption, the sum over severities of the error (relative: of the error minus the clean error)
+    is divided by that of the reference of the same seed; then the mean over corruptions. The reference has 100. NaN
+    where the reference has no such seed, or where the divisor is not above 0 (relative: the reference loses nothing
+    under a corruption).
+
+    Raises ValueError for a reference that is not there or has two models of one seed, for models that were not all
+    tested on clean images and under the same corruptions and severities, and for two rows of one model and test.
+    """
+    by = list(by)
+    if reference is not None:
+        _check_arm(table, reference)
+    models = table[by].drop_duplicates(ignore_index=True)
+    # by number, as pandas does not find again an index of several columns that holds NaN
+    numbered = table.assign(model=table.groupby(by, sort=False, dropna=False).ngroup())
+    corrupted = numbered[numbered["severity"] > 0]
+    tests = corrupted.pivot(index="model", columns=["corruption", "severity"], values="top1").reindex(models.index)
+    clean = numbered[numbered["severity"] == 0].groupby("model")["top1"].mean().reindex(models.index)
+    lacking = tests.isna().any(axis=1) | clean.isna()
+    if tests.empty or lacking.any():
+        names = models[lacking].to_dict("records")
+        raise ValueError(f"not tested clean and under all the corruptions and severities: {names or 'any model'}")
+    accuracy = tests.T.groupby(level="corruption").mean().T
+    summary = models.assign(clean=clean, corrupted=accuracy.mean(axis=1))
+    summary["error"] = 100 - summary["corrupted"]
+    summary["drop"] = clean - summary["corrupted"]
+    summary["relative_drop"] = 100 * summary["drop"] / clean.where(clean > 0)
+    if reference is not None:
+        summary["mce"] = _percent_of_reference(100 - accuracy, models, reference)
+        summary["relative_mce"] = _percent_of_reference(accuracy.rsub(clean, axis=0), models, reference)
+    return summary
+
+
+def _percent_of_reference(errors: pd.DataFrame, models: pd.DataFrame, reference: str) -> pd.Series:
+    """(models,) errors in percent of the reference arm's of the same seed, mean over the columns; NaN where one is."""
+    is_reference = models["arm"] == reference
+    by_seed = errors[is_reference].set_axis(models.loc[is_reference, "seed"])
+    if by_seed.index.has_duplicates:
+        raise ValueError(f"the reference {reference!r} has several models of one seed")
+    divisor = by_seed.reindex(models["seed"]).set_axis(errors.index)
+    # all models have the same severities, so that means divide as sums do; 1e-9: what rounding leaves of 0
+    return (100 * errors / divisor.where(divisor > 1e-9)).mean(axis=1, skipna=False)
+
+
+def _check_arm(table: pd.DataFrame, arm: str) -> None:
+    """Raises ValueError for an arm without rows."""
+    if arm not in set(table["arm"]):
+        raise ValueError(f"no arm {arm!r}; there are {', '.join(map(str, table['arm'].unique()))}")
+
+
+def at_equal_clean(summary: pd.DataFrame, value: str = "corrupted") -> pd.DataFrame:
+    """A copy of a table of students with `residual`, `value` minus what clean accuracy predicts, and `slope`.
+
+    The prediction is one least-squares line of `value` on `clean` through all rows, after the effective robustness of
+    Taori et al., NeurIPS 2020. So a residual is relative to the other students of the table and changes with them, and
+    the slope (units of `value` a point, the same in every row) is of differences between students: it says nothing of
+    what more clean accuracy would do to one. mean_interval of `residual` by arm says which arm is better than its
+    clean accuracy explains.
+
+    Rows where either is missing count for nothing and have no residual. Both columns are NaN with fewer than three
+    rows that count, or where `clean` is the same in all.
+    """
+    known = summary[["clean", value]].dropna()
+    slope = intercept = np.nan
+    if len(known) >= 3 and np.ptp(known["clean"]) > 1e-9:
+        slope, intercept = np.polyfit(known["clean"], known[value], 1)
+    return summary.assign(residual=summary[value] - (slope * summary["clean"] + intercept), slope=slope)
 
 
 def switch_effects(table: pd.DataFrame, value: str) -> pd.DataFrame:

@@ -52,10 +52,10 @@ def shared(config: DistillConfig) -> dict:
 
 
 def open_data(config: Config) -> ImageData:
-    """The data set of a configuration: its classes with training images, and the subset that it names."""
+    """The data set of a configuration: its classes with training images, the subset that it names, and its label noise."""
     wanted = config.data
     loaded = data.load(wanted.dataset, config.machine.data_root, wanted.image_size).with_training_classes()
-    return loaded.subset(wanted.train_images, wanted.test_images, wanted.validation_images)
+    return loaded.subset(wanted.train_images, wanted.test_images, wanted.validation_images, wanted.label_noise)
 
 
 def load_model(config: Config, run: Run, num_classes: int, which: str = "last") -> nn.Module:
@@ -160,9 +160,10 @@ def _given_teacher(config: TeacherConfig, images: ImageData) -> Run:
 
 
 def _check_images(wanted: Data, images: ImageData) -> None:
-    """Raises ValueError where `images` are not as many as the configuration says: its run would be taken for another."""
-    counts = acting_data(wanted, images)
-    held = {"train_images": images.train, "test_images": images.test, "validation_images": images.validation or ()}
-    for name, split in held.items():
-        if len(split) != (asked := counts.get(name, 0)):
-            raise ValueError(f"the images given are not those of the configuration: {name} {len(split)}, not {asked}")
+    """Raises ValueError where `images` are not as many or as noisy as configured: the run would be taken for another."""
+    acting = acting_data(wanted, images)
+    splits = {"train_images": images.train, "test_images": images.test, "validation_images": images.validation or ()}
+    held = {name: len(split) for name, split in splits.items()} | {"label_noise": images.label_noise}
+    for name, found in held.items():
+        if found != (asked := acting.get(name, 0)):
+            raise ValueError(f"the images given are not those of the configuration: {name} {found}, not {asked}")

@@ -80,21 +80,23 @@ def explore_pruning(images: ImageData, teacher: nn.Module) -> ipywidgets.Widget 
     )
 
 
-def show_corruptions(images: ImageData, index: int = 0) -> Figure:
-    """One test image under each corruption at each severity."""
-    image = images.normalize(images.test.images[index : index + 1])
-    shown = robustness.CORRUPTIONS
-    columns = 1 + max(len(entry.severities) for entry in shown.values())
-    figure = Figure(figsize=(1.3 * columns, 1.5 * len(shown)), layout="constrained")
-    axes = figure.subplots(len(shown), columns, squeeze=False)
-    for panel in axes.flat:
+def show_corruptions(images: ImageData, index: int = 0, severity: int = 3, columns: int = 5) -> Figure:
+    """One test image, clean and under each corruption that can be made here."""
+    one = images.test.take(torch.tensor([index]))
+    shown = {"clean": one} | {
+        entry.label: robustness.corrupted(one, name, severity)
+        for name, entry in robustness.CORRUPTIONS.items()
+        if not robustness.missing(name)
+    }
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(1.5 * columns, 1.75 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel in panels:
         panel.set_axis_off()
-    for row, name in zip(axes, shown, strict=True):
-        corruption = shown.choose(name)
-        for panel, severity in zip(row, (0, *corruption.entry.severities), strict=False):
-            corrupted = corruption(images=image, severity=severity, generator=generator(0, name))
-            panel.imshow(_pixels(corrupted[0], images))
-            panel.set_title(f"{corruption.label} {severity:g}" if severity else "clean", fontsize=8)
+    for panel, (label, split) in zip(figure.axes, shown.items(), strict=False):
+        panel.imshow(split.images[0].permute(1, 2, 0).cpu().numpy())
+        panel.set_title(label, fontsize=9)
+    figure.suptitle(f"severity {severity}")
     return figure
 
 

@@ -1,7 +1,8 @@
 import dataclasses
+import sys
 from types import SimpleNamespace
 
-from benchmarks import agreement, gpu, loops, operators, precision, report, step
+from benchmarks import agreement, corruptions, gpu, loops, operators, precision, report, step
 from r2kd import experiments
 
 import pandas as pd
@@ -98,3 +99,45 @@ def test_every_test_of_the_gpu_is_listed_and_a_failure_is_a_row(monkeypatch, tmp
     (tmp_path / "failing.py").write_text("import os\ndef test_one(): pass\ndef test_two(): os._exit(1)\n")
     passed, ended = gpu.tests(torch.device("cuda"))
     assert (passed["outcome"], ended["outcome"]) == ("passed", "failed")
+
+
+REFERENCE = """
+def get_corruption_names(subset):
+    return ["fog", "contrast", "rain"]
+
+def corrupt(image, severity, corruption_name):
+    assert image.shape == (32, 32, 3) and severity == 3
+    print("ValueError, Exception handling")
+    if corruption_name == "contrast":
+        raise AttributeError("must be at least 33 pixels")
+"""
+
+
+def test_corruptions_are_timed_beside_those_of_another_interpreter(tmp_path, monkeypatch):
+    (tmp_path / "imagecorruptions.py").write_text(REFERENCE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(corruptions, "CORRUPTIONS", ("fog", "contrast", "brightness"))
+    split, source = corruptions.test_images(12, str(tmp_path))
+    assert split.images.shape == (12, 3, 32, 32) and source == "random smooth images"
+    table = corruptions.measured(split, sys.executable).set_index("corruption")
+    assert list(table.index) == ["fog", "contrast", "brightness", "all"] and (table["seconds"] > 0).all()
+    assert table["seconds"]["all"] == pytest.approx(table["seconds"][:3].sum())
+    assert table["reference_seconds"].isna().tolist() == table["ratio"].isna().tolist() == [False, True, True, False]
+    fog = table.loc["fog"]
+    assert fog["ratio"] == pytest.approx(fog["reference_seconds"] / fog["seconds"]) == table["ratio"]["all"]
+    assert corruptions.measured(split)["ratio"].isna().all()
+
+
+def test_the_corruptions_join_the_readme_with_their_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "FOLDER", tmp_path)
+    assert report._corruptions_section() == ""
+    rows = {"corruption": ["fog", "frost", "all"], "seconds": [1.25, 2, 3.25], "reference_seconds": [125, None, 125]}
+    table = pd.DataFrame(rows | {"ratio": [100, None, 100]}).assign(
+        images=10_000, source="CIFAR-100's", reference_images=50
+    )
+    report.save({"corruptions": table}, CPU)
+    section = report._corruptions_section()
+    assert "2 corruptions at five severities, 10,000 images of 32 pixels (CIFAR-100's)" in section
+    assert "| fog | 1.2 | 125.0 | 100.0 |\n| frost | 2.0 |  |  |\n" in section and "timed on 50 of" in section
+    report.save({"corruptions": table.assign(reference_seconds=None, ratio=None)}, CPU)
+    assert "imagecorruptions" not in report._corruptions_section()

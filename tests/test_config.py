@@ -72,6 +72,8 @@ def test_a_value_that_is_the_default_anyhow_is_the_same_run(teacher, images):
         {"plain": True},
         {"view": "mixup"},
         {"method": "kd"},
+        {"label_noise": 0.2},
+        {"teacher.label_noise": 0.2},
         {"teacher.epochs": 2},
         {"teacher.weight_decay": 0},
     ],
@@ -137,6 +139,28 @@ def test_the_defaults_that_addresses_rest_on_stay_as_they_are():
         "plain": False,
     }
     assert (methods.METHODS.shared, parts.Data().validation_images) == ({"ce_weight": 1.0}, 0)
+    assert parts.Data().label_noise == 0
+
+
+def test_label_noise_is_in_an_address_where_there_is_some_and_each_rate_is_another(teacher, images):
+    clean = {"fingerprint": "digits-16", "classes": 10, "train_images": 64, "test_images": 50}
+    addresses = set()
+    for rate in (0, "0.0", 0.2, "0.4"):
+        made = student(teacher, label_noise=rate)
+        noise = {"label_noise": float(rate)} if float(rate) else {}
+        assert made.acts(images)["data"] == clean | noise and made.acts(images)["teacher"]["data"] == clean
+        addresses.add(address(made, images))
+    assert len(addresses) == 3 and address(student(teacher), images) in addresses
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [(-0.1, "must be at least 0"), (1.01, "label_noise is a share, .* not 1.01"), (40, "is a share, .* not 40")],
+)
+def test_a_label_noise_that_is_no_share_is_refused(rate, said):
+    with pytest.raises(ValueError, match=said):
+        TeacherConfig.of("resnet8", label_noise=rate)
+    assert TeacherConfig.of("resnet8", label_noise=1)["label_noise"] == 1
 
 
 MINE = """

@@ -293,6 +293,74 @@ def test_a_streamed_validation_split_is_the_one_in_memory(folder):
         assert torch.equal(one.images, other.images[:]) and torch.equal(one.labels, other.labels)
 
 
+@pytest.mark.parametrize(("rate", "flipped"), [(0, 0), (0.2, 61), (0.4, 123), (0.5, 154), (1, 307)])
+def test_exactly_the_share_of_the_labels_is_flipped_and_each_to_another_class(rate, flipped, digits):
+    clean = digits.train.subset(307)
+    kept = clean.labels.clone()
+    noisy = clean.with_label_noise(rate, 10)
+    assert int((noisy.labels != clean.labels).sum()) == flipped
+    assert noisy.labels.dtype == torch.int64 and noisy.labels.min() >= 0 and noisy.labels.max() <= 9
+    assert noisy.images is clean.images and torch.equal(clean.labels, kept)
+
+
+def test_what_a_lower_rate_flips_a_higher_one_flips_to_the_same_class(digits):
+    clean = digits.train.labels
+    fifth, two_fifths, all_ = (digits.train.with_label_noise(rate, 10).labels for rate in (0.2, 0.4, 1))
+    for fewer, more in ((fifth, two_fifths), (two_fifths, all_)):
+        assert torch.equal(fewer[fewer != clean], more[fewer != clean])
+
+
+def test_labels_are_flipped_to_all_other_classes_alike_wherever_they_stand():
+    noisy = data.Split(torch.arange(9000), torch.full((9000,), 3)).with_label_noise(1, 10).labels
+    counts = torch.bincount(noisy, minlength=10)
+    assert counts[3] == 0 and (counts[torch.arange(10) != 3] - 1000).abs().max() < 150  # five standard deviations
+    half = data.Split(torch.arange(9000), torch.full((9000,), 3)).with_label_noise(0.5, 10).labels
+    assert ((half != 3).view(9, 1000).sum(1) - 500).abs().max() < 80
+
+
+def test_the_same_labels_are_flipped_every_time_and_by_another_seed_others(digits, untouched_global_generator):
+    noisy, again, other = (digits.train.with_label_noise(0.4, 10, seed).labels for seed in (0, 0, 1))
+    assert torch.equal(noisy, again) and not torch.equal(noisy, other)
+    digest = hashlib.sha256(str(noisy.tolist()).encode()).hexdigest()
+    assert digest[:16] == "3b64b01a9bfa15e4"  # of other flips, runs would keep the address of these
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.01, 40, float("nan")])
+def test_a_label_noise_that_is_no_share_is_refused(rate, digits):
+    with pytest.raises(ValueError, match=f"^label noise is a share, 0 <= rate <= 1, not {rate}$"):
+        digits.train.with_label_noise(rate, 10)
+    with pytest.raises(ValueError, match=f"not {rate}$"):
+        digits.subset(None, None, label_noise=rate)
+    with pytest.raises(ValueError, match=r"^a label is flipped to another class, and there is 1$"):
+        digits.train.with_label_noise(0.5, 1)
+
+
+def test_of_the_images_that_train_alone_labels_are_flipped_after_the_subset(digits):
+    clean, noisy = (numbered(digits).subset(300, 50, 200, rate) for rate in (0, 0.4))
+    assert (clean.label_noise, noisy.label_noise, digits.label_noise) == (0, 0.4, 0)
+    assert torch.equal(noisy.train.images, clean.train.images)
+    assert int((noisy.train.labels != clean.train.labels).sum()) == 120
+    assert torch.equal(noisy.train.labels, clean.train.with_label_noise(0.4, 10).labels)
+    assert same(noisy.test, clean.test) and same(noisy.validation, clean.validation)
+    assert noisy.to("cpu").label_noise == 0.4
+
+
+def test_once_labels_are_flipped_neither_images_nor_classes_are_chosen_anew(digits, tiny):
+    noisy = digits.subset(300, 50, label_noise=0.2)
+    for again in (lambda: noisy.subset(100, 50), lambda: noisy.subset(None, None, label_noise=0.4)):
+        with pytest.raises(ValueError, match=r"^labels of digits are flipped already"):
+            again()
+    with pytest.raises(ValueError, match=r"^labels of tiny-imagenet-200 are flipped already"):
+        data.load(tiny).subset(None, None, label_noise=0.4).with_training_classes()
+    kept = data.load(tiny).with_training_classes().subset(None, None, label_noise=1)
+    assert kept.train.labels.tolist() == [1, 1, 1, 0, 0, 0]  # of two classes, the other one
+
+
+def test_the_labels_of_a_streamed_split_are_flipped_as_those_in_memory(folder):
+    memory, stream = (data.load(folder, stream=stream).subset(None, None, label_noise=0.4) for stream in (False, True))
+    assert isinstance(stream.train.images, ImageFiles) and torch.equal(memory.train.labels, stream.train.labels)
+
+
 def test_shuffling_changes_the_order_alone(digits, untouched_global_generator):
     numbered = data.Split(torch.arange(1000), digits.train.labels)
     shuffled = numbered.shuffled()

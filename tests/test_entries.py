@@ -154,7 +154,7 @@ def test_a_setting_is_said_in_one_place():
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         (cell,) = (c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", []))
         given = {node.targets[0].id for node in ast.parse(cell.source).body}
-        assert {"profile", "settings"} <= given <= {"profile", "settings", "published_root", "download"}
+        assert {"profile", "settings"} <= given <= {"profile", "settings", "published_root", "download", "robustness"}
 
 
 def test_a_new_setting_is_an_option_of_the_command_line_and_a_setting_of_a_study(monkeypatch):

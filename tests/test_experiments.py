@@ -1,8 +1,10 @@
-from r2kd import acceleration, data, experiments, fidelity, stats
+from r2kd import acceleration, data, experiments, fidelity, stats, training
+from r2kd.arm import Arm
 from r2kd.experiments import study
 
 import pandas as pd
 import pytest
+import torch
 
 
 def test_the_pairs_are_the_papers():
@@ -209,6 +211,12 @@ def test_studies_that_differ_share_no_figures(tmp_path):
         {"teacher.epochs": 7},
         {"dataset": str(tmp_path / "a" / "images")},
         {"dataset": str(tmp_path / "b" / "images")},
+        {"label_noise": 0.4},
+        {"label_noise": 0.4, "teacher.label_noise": 0},
+        {"arms": "ce; kd label_noise=0.2"},
+        {"arms": "ce; kd label_noise=0.4"},
+        {"arms": "ce label_noise=0.4; kd"},
+        {"arms": "ce; kd train_images=100"},
     ]
     folders = [study(**change).figures for change in changes]
     assert len(set(folders)) == len(changes)
@@ -222,6 +230,85 @@ def test_captions_say_what_was_set():
     assert made.said == "; set: temperature 2, value_weight 1"
     caption = made.caption(data.load("digits").subset(300, None))
     assert "20 epochs; resnet20 teaches resnet8, students 5 epochs; set: temperature 2, value_weight 1" in caption
+
+
+NOISY = "ce label_noise=0.2; ce label_noise=0.4; kd label_noise=0.4"
+
+
+def test_label_noise_is_of_teacher_and_students_unless_one_of_them_says_otherwise():
+    def rates(**settings):
+        made = study("smoke", **settings)
+        taught = {config.teacher.data.label_noise for config in made.arms.values()}
+        assert taught == {made.teacher["label_noise"]}
+        return made.teacher["label_noise"], [config["label_noise"] for config in made.arms.values()]
+
+    assert rates(arms="ce; kd") == (0, [0, 0])
+    assert rates(arms="ce; kd", label_noise=0.4) == (0.4, [0.4, 0.4])
+    for clean in (0, "0", 0.0):
+        assert rates(arms="ce; kd", label_noise="0.4", **{"teacher.label_noise": clean}) == (0, [0.4, 0.4])
+        assert rates(arms="ce; kd", **{"teacher.label_noise": clean, "label_noise": 0.4}) == (0, [0.4, 0.4])
+    assert rates(arms="ce; kd", **{"teacher.label_noise": 0.2}) == (0.2, [0, 0])
+    assert rates(arms="ce; kd label_noise=0.4") == (0, [0, 0.4])
+    assert rates(arms=["ce", {"method": "kd", "label_noise": 0}], label_noise=0.2) == (0.2, [0.2, 0])
+    with pytest.raises(ValueError, match="label_noise is a share"):
+        study("smoke", label_noise=40)
+
+
+def test_labels_tell_arms_of_other_label_noise_apart():
+    labels = ["cross-entropy, label noise 0.2", "cross-entropy, label noise 0.4", "KD, label noise 0.4"]
+    assert list(study("smoke", arms=NOISY).arms) == labels
+    assert list(study("smoke", arms="ce; kd", label_noise=0.4).arms) == ["cross-entropy", "KD"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, ""),
+        ({"label_noise": 0}, ""),
+        ({"label_noise": 0.4}, "; label noise 0.4"),
+        ({"label_noise": 0.4, "teacher.label_noise": 0}, "; label noise 0.4, the teacher's 0"),
+        ({"teacher.label_noise": "0.2"}, "; label noise 0, the teacher's 0.2"),
+        ({"arms": NOISY}, "; label noise 0.2 or 0.4, the teacher's 0"),
+        ({"arms": "ce; kd label_noise=0.2"}, "; label noise 0 or 0.2, the teacher's 0"),
+        ({"arms": "ce label_noise=0.4; kd label_noise=0.4"}, "; label noise 0.4, the teacher's 0"),  # in no label
+        ({"label_noise": 0.4, "temperature": 2}, "; label noise 0.4; set: temperature 2"),
+    ],
+    ids=str,
+)
+def test_a_caption_says_the_label_noise_of_students_and_teacher(settings, said):
+    made = study("smoke", **settings)
+    assert made.caption(made.open_data()).endswith(f"1 epoch; resnet20 teaches resnet8{said}")
+
+
+def test_of_a_teacher_whose_weights_are_given_no_label_noise_is_said(tmp_path):
+    where = {"runs_root": str(tmp_path / "runs"), "device": "cpu", "train_images": 64}
+    trained = study("smoke", teacher="resnet8", **where)
+    run = training.train_teacher(trained.teacher, progress=False)
+    for rate, said in ((0.4, "; label noise 0.4"), (0, "")):
+        given = {"arms": f"ce label_noise={rate}; kd label_noise={rate}", "teacher.label_noise": 0.2}
+        made = study("smoke", teacher="resnet8", teacher_checkpoint=str(run.weights()), **given, **where)
+        assert made.caption(made.open_data()).endswith(f" %) teaches resnet8{said}")
+
+
+def test_each_arm_learns_from_labels_of_its_own_noise_and_the_teacher_from_the_studys(tmp_path, monkeypatch):
+    seen, step = {}, Arm.step
+
+    def counting(arm, given):
+        seen[arm.run.address] = seen.get(arm.run.address, 0) + torch.bincount(given.target, minlength=10)
+        step(arm, given)
+
+    monkeypatch.setattr(Arm, "step", counting)
+    where = {"runs_root": str(tmp_path / "runs"), "figures_root": str(tmp_path / "figures"), "device": "cpu"}
+    made = study("smoke", arms=NOISY, student="resnet8", teacher="resnet8", seeds=1, train_images=64, **where)
+    students = experiments.run_students(made, made.open_data())
+    whole = data.load("digits").subset(64, None).train
+    expected = {s.run.address: s.config["label_noise"] for s in students} | {
+        made.teacher.run(training.open_data(made.teacher)).address: 0
+    }
+    assert list(expected.values()) == [0.2, 0.4, 0.4, 0] and seen.keys() == expected.keys()
+    for address, rate in expected.items():
+        assert torch.equal(seen[address], torch.bincount(whole.with_label_noise(rate, 10).labels, minlength=10))
+    assert len({tuple(counts.tolist()) for counts in seen.values()}) == 3
 
 
 def test_a_caption_says_where_half_precision_was_used_asked_for_or_not(monkeypatch):

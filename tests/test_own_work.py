@@ -28,9 +28,9 @@ def turned(images, *, turns=1):
     return images.rot90(turns, dims=(2, 3))
 
 
-@corruption("darker", severities=(10, 30), unit="% of the brightness")
-def darker(images, severity):
-    return images - severity / 100
+@corruption("darker", at_32=(10, 20, 30, 40, 50))
+def darker(images, constants):
+    return images * (1 - constants / 100)
 """
 
 
@@ -93,7 +93,9 @@ def test_ones_own_arms_are_in_every_table_of_students_and_in_every_figure(own):
         "best_epoch",
         "robustness",
         "robustness_students",
+        "attacks",
         "reliability",
+        "ambiguity",
         "records",
     ):
         shown = set(pd.read_csv(figures / f"{name}.csv")["arm"])
@@ -102,9 +104,9 @@ def test_ones_own_arms_are_in_every_table_of_students_and_in_every_figure(own):
 
 
 def test_ones_own_corruption_is_measured_and_drawn(own):
-    table = pd.read_csv(own[1] / "robustness.csv")
-    darker = table[table["corruption"] == "darker"]
-    assert sorted(darker["severity"].unique()) == [0, 10, 30] and set(darker["unit"]) == {"% of the brightness"}
+    assert "own" in set(pd.read_csv(own[1] / "robustness.csv")["family"])
+    table = pd.read_csv(own[1] / "corruption_differences.csv")
+    assert (table["corruption"] == "darker").any() and table["caption"][0].count("5 corruptions") == 1
 
 
 def test_what_was_set_acted_and_stands_in_caption_folder_and_run(own):

@@ -217,6 +217,70 @@ def test_a_run_keeps_its_configuration_environment_table_and_weights(teacher, im
     assert best[run.result["best_epoch"]] == best.max()
 
 
+@pytest.fixture
+def labels_seen(monkeypatch):
+    """How often each class was a label, (10,), by the folder of the run, over all its epochs."""
+    seen, step = {}, Arm.step
+
+    def counting(arm, given):
+        counts = torch.bincount(given.target, minlength=10)
+        seen[arm.run.folder] = seen.get(arm.run.folder, 0) + counts
+        step(arm, given)
+
+    monkeypatch.setattr(Arm, "step", counting)
+    return seen
+
+
+def test_a_student_of_noisy_labels_learns_from_them_and_is_tested_on_clean_ones(images, tmp_path, labels_seen):
+    more = {"epochs": 15, "batch_size": 20, "runs_root": str(tmp_path)}
+    clean, noisy = (TeacherConfig.of("resnet8", **SMALL | more, label_noise=rate) for rate in (0, 0.4))
+    held = training.open_data(noisy)
+    runs_of = [training.train_teacher(clean, images, progress=False), training.train_teacher(noisy, held, False)]
+    for run, given in zip(runs_of, (images, held), strict=True):
+        assert torch.equal(labels_seen[run.folder], 15 * torch.bincount(given.train.labels, minlength=10))
+    assert not torch.equal(held.train.labels, images.train.labels)
+    assert torch.equal(held.test.labels, images.test.labels)
+    first, other = (run.metrics for run in runs_of)
+    assert other["loss"].iloc[-1] > first["loss"].iloc[-1] + 0.5
+    assert other["train_top1"].iloc[-1] < first["train_top1"].iloc[-1] - 20
+    tested = training.load_model(noisy, runs_of[1], 10).eval()
+    with torch.inference_mode():
+        hits = tested(images.normalize(images.test.images)).argmax(1) == images.test.labels
+    assert 100 * float(hits.float().mean()) == pytest.approx(runs_of[1].result["last_top1"])
+
+
+def test_a_teacher_of_clean_labels_teaches_students_of_noisy_ones(teacher, images, tmp_path, labels_seen):
+    untrained = teacher.with_settings({"runs_root": str(tmp_path)})
+    noisy = [student(untrained, tmp_path, method=name, label_noise=0.4) for name in ("ce", "kd")]
+    held = training.open_data(noisy[0])
+    trained = training.distill_all(noisy, held, progress=False)
+    taught = untrained.run(images)
+    assert taught.finished and same_weights(taught, teacher.run(images))
+    for run, given in [(taught, images), *((run, held) for run in trained)]:
+        assert torch.equal(labels_seen[run.folder], 2 * torch.bincount(given.train.labels, minlength=10))
+
+
+def test_images_with_other_label_noise_than_the_configurations_are_refused(images, tmp_path):
+    clean, fifth, two_fifths = (
+        TeacherConfig.of("resnet8", **SMALL, runs_root=str(tmp_path), label_noise=rate) for rate in (0, 0.2, 0.4)
+    )
+    held = training.open_data(fifth)
+    for config, given, said in (
+        (fifth, images, "label_noise 0.0, not 0.2"),
+        (clean, held, "label_noise 0.2, not 0"),
+        (two_fifths, held, "label_noise 0.2, not 0.4"),
+    ):
+        with pytest.raises(ValueError, match=f"the images given are not those of the configuration: {said}$"):
+            training.train_teacher(config, given, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_students_of_other_label_noise_do_not_train_together(teacher, tmp_path):
+    fifth, two_fifths = (student(teacher, tmp_path, label_noise=rate) for rate in (0.2, 0.4))
+    with pytest.raises(ValueError, match="agree in data"):
+        training.distill_all([fifth, two_fifths], progress=False)
+
+
 def test_the_learning_rate_falls_at_the_released_milestones():
     assert TeacherConfig.of("resnet8").milestones == (150, 180, 210)
     assert TeacherConfig.of("resnet8", epochs=16).milestones == (10, 12, 14)
