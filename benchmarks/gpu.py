@@ -203,6 +203,8 @@ def recipe(device: torch.device, out: Path, options: argparse.Namespace, seconds
         runs_root=options.runs_root,
         figures_root=str(out),
         epochs=options.epochs,
+        corruptions="none",  # a lent machine's time is for training
+        attacks="none",
         **{"teacher.epochs": options.epochs},
     )
     with at_most(seconds):

@@ -173,7 +173,8 @@ class Study:
 
     def protocol(self, images: ImageData) -> robustness.Protocol:
         """What `tests` mean for these images, here."""
-        return robustness.protocol(self.tests, images, self.first.machine.data_root)
+        teacher = self.teacher.run(self._teacher_images(images)).address
+        return robustness.protocol(self.tests, images, self.first.machine.data_root, teacher)
 
     def open_data(self) -> ImageData:
         """The students' images, on their device."""
@@ -557,6 +558,8 @@ def run_students(study: Study, images: ImageData, weights: bool = True) -> list[
     Where no `weights` are asked for and the study is not `fresh`, a run whose record is under study.all_figures is reported
     from it. Every finished run is written to the study's records, seed by seed.
     """
+    for why in study.protocol(images).left_out.values():
+        print(why)
     recorded = {} if weights or study.fresh else records.under(study.all_figures)
     finished: list[Student] = []
     with tqdm(total=len(study.seeds) * len(study.arms), desc="students", unit="run") as bar:
@@ -599,8 +602,11 @@ def _test(study: Study, images: ImageData, students: Iterable[Student]) -> dict[
 
 def _rows(study: Study, images: ImageData, wanted: list[robustness.Subject]) -> dict[str, list[dict[str, Any]]]:
     teacher = lambda: evaluation.predict(run_teacher(study, images), images.test, images)  # noqa: E731
+    under = study.protocol(images)
+    if not (under.corruptions or under.attacks):
+        return {}
     places = {"folder": study.figures, "root": study.all_figures}
-    return robustness.test(wanted, images, study.protocol(images), **places, teacher_logits=teacher)
+    return robustness.test(wanted, images, under, **places, teacher_logits=teacher)
 
 
 def _tested(arm: str, config: TeacherConfig, run: Run, images: ImageData) -> robustness.Subject:
@@ -616,12 +622,13 @@ def _on_device(config: TeacherConfig, run: Run, images: ImageData) -> nn.Module:
 def tests_table(study: Study, images: ImageData, students: Iterable[Student]) -> pd.DataFrame:
     """A row for each test of each student: its columns, then test, name, level, n, top1, loss, ece, confidence.
 
-    A student of whose tests there is neither a record nor weights has no row.
+    A student of whose tests there is neither a record nor weights has no row; without corruptions and attacks, none has.
     """
     students = list(students)
     found = _test(study, images, students)
     tables = [pd.DataFrame(found[s.run.address]).assign(**s.columns) for s in students if s.run.address in found]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*ARM, "seed", "test"])
+    columns = [*ARM, "seed", "test", "name", "level", *robustness.MEASURES]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
 def pruned_teachers(

@@ -59,6 +59,7 @@ class Protocol:
     precision: str
     clean_images: int  # all test images, for what needs no corrupted ones
     validation_images: int
+    teacher: str  # the address of whose hesitation sorts the images
     official: Mapping[str, Path]
     left_out: Mapping[str, str]
 
@@ -66,11 +67,12 @@ class Protocol:
     def address(self) -> str:
         """A hash of all that the numbers of one model depend on: what the entries compute, on which images."""
         acts = {"severities": SEVERITIES, "images": self.images, "attacked": self.attacked_images, "jpeg": self.as_jpeg}
-        acts |= {"corruptions": [Choice(CORRUPTIONS[name]).acts() for name in self.corruptions]}
+        entries = [CORRUPTIONS[name] for name in self.corruptions]
+        acts |= {"corruptions": [Choice(e).acts() | {"at_32": e.at_32, "at_64": e.at_64} for e in entries]}
         acts |= {"attacks": [Choice(ATTACKS[name]).acts() | {"at": ATTACKS[name].epsilons} for name in self.attacks]}
         acts |= {} if self.precision == "float32" else {"precision": self.precision}
         acts |= {"clean": self.clean_images, "validation": self.validation_images}
-        acts |= {"constants": self.constants, "official": sorted(self.official)}
+        acts |= {"teacher": self.teacher, "constants": self.constants, "official": sorted(self.official)}
         return hashlib.sha256(json.dumps(acts, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
     @property
@@ -93,12 +95,13 @@ class Protocol:
         return "; ".join(said)
 
 
-def protocol(tests: Tests, images: ImageData, data_root: str | None = None, precision: str = "float32") -> Protocol:
+def protocol(
+    tests: Tests, images: ImageData, data_root: str | None = None, teacher: str = "", precision: str = "float32"
+) -> Protocol:
     """What `tests` mean for a data set, here: official files are used where they lie under the data root.
 
-    `precision`: of the convolutions that answer to corrupted images; all else is float32.
-
-    Raises ValueError for an unknown corruption or attack.
+    `teacher`: the address of the run that sorts images by ambiguity. `precision`: of the convolutions that answer to corrupted
+    images; all else is float32. Raises ValueError for an unknown corruption or attack.
     """
     wanted = chosen_corruptions(tests.corruptions)
     found = official.available(images, data_root, wanted)
@@ -113,6 +116,7 @@ def protocol(tests: Tests, images: ImageData, data_root: str | None = None, prec
         precision=precision,
         clean_images=len(images.test),
         validation_images=len(images.validation or ()),
+        teacher=teacher,
         official=found,
         left_out=left_out,
     )

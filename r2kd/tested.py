@@ -81,6 +81,10 @@ def attacks(tests: pd.DataFrame) -> pd.DataFrame:
 def calibration(tests: pd.DataFrame) -> pd.DataFrame:
     """A row a student: ece_before and ece_after its temperature, loss_before and loss_after, and temperature."""
     rows = tests[tests["test"] == "calibration"]
+    if rows.empty:
+        return pd.DataFrame(
+            columns=[*ARM, "seed", "ece_after", "ece_before", "loss_after", "loss_before", "temperature"]
+        )
     wide = rows.pivot(index=[*ARM, "seed"], columns="name", values=["ece", "loss", "level"])
     wide.columns = ["_".join(names) for names in wide.columns]
     order = list(rows.drop_duplicates([*ARM, "seed"]).set_index([*ARM, "seed"]).index)

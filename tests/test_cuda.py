@@ -4,15 +4,28 @@ import gc
 import io
 import tempfile
 from contextlib import redirect_stderr
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks import loops
-from r2kd import acceleration, batch, data, evaluation, experiments, models, runs, training
+from r2kd import (
+    acceleration,
+    batch,
+    corruptions,
+    data,
+    evaluation,
+    experiments,
+    models,
+    parts,
+    robustness,
+    runs,
+    training,
+)
 from r2kd.arm import Arm
 from r2kd.augmentation import AUGMENTATIONS
 from r2kd.config import CLEAN, DistillConfig, TeacherConfig
 from r2kd.methods import METHODS
-from r2kd.randomness import seeded
+from r2kd.randomness import generator, seeded
 
 import torch
 from PIL import Image
@@ -261,3 +274,36 @@ def test_the_pairs_of_the_paper_answer_in_bfloat16_as_in_float32():
                 with acceleration.autocast(device, "bfloat16"):
                     answer = model(views).float()
             assert float((answer - expected).norm() / expected.norm()) < 0.1, name
+
+
+def test_corrupted_images_are_those_of_the_cpu():
+    if not find_spec("scipy"):  # a machine that only trains
+        return
+    images = random_images().test.images[:8]
+    for name in (name for name in corruptions.CORRUPTIONS if not corruptions.missing(name)):
+        for severity in (1, 4):
+            expected = corruptions.corrupt(images, name, severity, generator(0))
+            made = corruptions.corrupt(images.cuda(), name, severity, generator(0)).cpu()
+            apart = (made.int() - expected.int()).abs()
+            assert (apart > 1).float().mean() < 0.005, (name, severity)
+
+
+def test_a_model_is_tested_on_the_gpu_as_on_the_cpu():
+    if not (find_spec("scipy") and find_spec("torchmetrics")):
+        return
+    images, tests = random_images(), parts.Tests(corruptions="fog+glass_blur", attacks="pgd", attacked_images=20)
+    with seeded(0, "weights", "tested"):
+        model = models.create("resnet8", 10).eval()
+    found = {}
+    for device in ("cpu", "cuda"):
+        there = images.to(device)
+        under = robustness.protocol(tests, there)
+        found[device] = robustness.measure(
+            {"a": model.to(device)}, there, under, torch.eye(10).repeat(6, 1).to(device)
+        )["a"]
+    assert [(row["name"], row["n"]) for row in found["cpu"] if row["test"] != "reliability"] == [
+        (row["name"], row["n"]) for row in found["cuda"] if row["test"] != "reliability"
+    ]
+    for one, other in zip(found["cpu"], found["cuda"], strict=False):
+        if one["test"] == "corruption":
+            assert abs(one["top1"] - other["top1"]) <= 5 and abs(one["loss"] - other["loss"]) < 0.05, one

@@ -52,6 +52,7 @@ def test_a_protocol_is_another_when_anything_is_that_a_number_depends_on(digits,
     addresses = [robustness.protocol(FEW.with_options(**other), digits).address for other in others]
     addresses += [robustness.protocol(FEW, digits.subset(None, 99)).address]
     addresses += [robustness.protocol(FEW, digits, precision="bfloat16").address]
+    addresses += [robustness.protocol(FEW, digits, teacher="another").address]
     addresses += [robustness.protocol(FEW, digits.subset(None, None, 10)).address, under.address]
     assert len(set(addresses)) == len(addresses)
     assert robustness.protocol(FEW, digits).address == under.address
@@ -62,6 +63,11 @@ def test_a_protocol_is_another_when_anything_is_that_a_number_depends_on(digits,
 def test_a_changed_corruption_makes_another_protocol(digits, under, monkeypatch):
     before = under.address
     changed = replace(robustness.CORRUPTIONS["contrast"], function=lambda images: images)
+    weaker = replace(
+        changed, function=robustness.CORRUPTIONS["contrast"].function, facts=changed.facts | {"at_32": (1,) * 5}
+    )
+    monkeypatch.setitem(robustness.CORRUPTIONS._entries, "contrast", weaker)
+    assert robustness.protocol(FEW, digits).address != before
     monkeypatch.setitem(robustness.CORRUPTIONS._entries, "contrast", changed)
     assert robustness.protocol(FEW, digits).address != before
 
@@ -206,7 +212,9 @@ def test_the_tests_outlive_the_weights(finished):
 def test_tests_are_settings_of_a_study(tmp_path):
     usual = small(tmp_path, corruptions=None, attacks=None)
     other = small(tmp_path)
-    assert usual.tests.corruptions == "all" and other.tests.corruptions == "fog+contrast"
+    assert experiments.study("quick").tests.corruptions == experiments.study("small").tests.attacks == "all"
+    assert usual.tests.corruptions == experiments.PROFILES["smoke"].tests["corruptions"]
+    assert other.tests.corruptions == "fog+contrast"
     assert usual.name != other.name  # no two studies share a folder of figures
     assert list(usual.arms.values()) == list(other.arms.values())  # and what is tested trains nothing
     with pytest.raises(ValueError, match="unknown corruption 'rain'"):

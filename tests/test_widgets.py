@@ -1,5 +1,6 @@
-from r2kd import data, models, widgets
+from r2kd import data, models, robustness, widgets
 from r2kd.augmentation import AUGMENTATIONS
+from r2kd.corruptions import CORRUPTIONS
 
 import pytest
 from matplotlib.figure import Figure
