@@ -269,6 +269,8 @@ def robustness_summary(tests: pd.DataFrame) -> pd.DataFrame:
 
 def robustness_words(summary: pd.DataFrame) -> str:
     """Which augmentation made the best students, in a sentence: of each measure the two best, their paired difference, n."""
+    if summary["arm"].nunique() < 2:
+        return "There are no two augmentations to compare."
     said = []
     for what, measure, sign in _WORDS:
         means = (sign * summary.groupby("arm", sort=False)[measure].mean()).sort_values(ascending=False)
