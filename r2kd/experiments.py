@@ -303,14 +303,14 @@ def ablation(of: Study) -> Study:
     return replace(made, said=f"{of.said}; R2KD with cutmixpick, pruned teacher")
 
 
-def with_label_noise(of: Study, rate: float, seeds: int = 2) -> Study:
+def with_label_noise(of: Study, rate: float, seeds: int = 3) -> Study:
     """The same study, `rate` of the training labels flipped, the teacher's too: cross-entropy, KD and R2KD, each on one view.
 
-    Fewer seeds, and no tests beside clean images.
+    With at most so many of its seeds, and no tests beside clean images.
     """
     arms = {"cross-entropy": "ce", "KD": "kd", "R2KD": "r2kd pruning_rate=0"}
     arms = {label + _flipped(rate): arm for label, arm in arms.items()}  # their records stand beside those of the study
-    return variant(of, label_noise=rate, arms=arms, seeds=seeds, corruptions="none", attacks="none")
+    return variant(of, label_noise=rate, arms=arms, seeds=of.seeds[:seeds], corruptions="none", attacks="none")
 
 
 def _flipped(rate: float) -> str:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from r2kd import experiments, fidelity, published, stats
+from r2kd import experiments, fidelity, published, records, robustness, stats
 
 import pandas as pd
 import pytest
@@ -36,13 +36,32 @@ def test_the_students_of_the_readme_are_those_of_the_tables():
     assert f"({students['teacher_top1'][0]:.2f} %)" in README
 
 
+def by_seed() -> pd.DataFrame:
+    """arm, seed, last_top1 and corrupted of the students of quick, from the two records."""
+    runs = pd.read_csv(FIGURES / "records.csv").set_index("address")
+    rows = []
+    for address, record in records.read([FIGURES / robustness.NAME]).items():
+        run = runs.loc[address.rpartition("@")[0].partition("+")[0]]
+        about = {"arm": record["arm"], "seed": run["seed"], "last_top1": run["last_top1"]}
+        levels = pd.DataFrame(robustness.unpacked(record)).query("test == 'corruption' and level > 0")
+        rows.append(about | {"corrupted": levels["top1"].mean()})
+    table = pd.DataFrame(rows)
+    return table[table["arm"].isin(experiments.study("quick").arms)]
+
+
 def test_what_the_readme_says_of_the_students_holds_in_the_tables():
     for table in (pd.read_csv(FIGURES / "students.csv"), under_corruption()):
-        table = table.set_index("arm")
-        plain, distilled = table.loc["cross-entropy"], table.drop("cross-entropy")
-        assert (distilled["mean"] > plain["mean"]).all()
-        low, high = distilled["mean"] - distilled["half_width"], distilled["mean"] + distilled["half_width"]
-        assert not [(a, b) for a in distilled.index for b in distilled.index if low[a] > high[b]]
+        means = table.set_index("arm")["mean"]
+        assert (means.drop("cross-entropy") > means["cross-entropy"]).all()
+    seen = {}
+    for value in ("last_top1", "corrupted"):
+        gaps = stats.paired_differences(by_seed(), "KD", value).set_index("arm").drop("cross-entropy")
+        assert len(gaps) == 13 and gaps["n"].eq(3).all()
+        seen[value] = gaps[gaps["mean"].abs() > gaps["half_width"]]["mean"]
+    assert f"{len(seen['last_top1'])} of the other 13" in README and f"and {len(seen['corrupted'])} under" in README
+    assert list(seen["last_top1"].index) == ["R2KD autoaug, pruned"] and (seen["last_top1"] < 0).all()
+    said = ["R2KD", "R2KD cutout, pruned", "R2KD cutmixpick, pruned"]
+    assert list(seen["corrupted"].index) == said and (seen["corrupted"] > 0).all() and "; ".join(said) in README
     gain = pd.read_csv(FIGURES / "pruning_gain.csv")
     assert (gain["mean"].abs() < gain["half_width"]).all()
 
