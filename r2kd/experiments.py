@@ -639,26 +639,38 @@ def pruned_teachers(
     A row a network: teacher ("dense", "pruned", "mixed"), rate in percent, clean and corrupted, accuracy in percent, the latter
     the mean over corruptions and severities.
     """
-    run = training.train_teacher(study.teacher, study._teacher_images(images))
-    digest_ = models.checkpoint_digest(run.weights())
-    dense = _on_device(study.teacher, run, images)
-    about, wanted = {}, []
-    for kind, rate in [("dense", 0.0), *((kind, rate) for kind in ("pruned", "mixed") for rate in rates)]:
-        address = run.address if kind == "dense" else f"{run.address}+{kind}={rate:g},{study.option('dense_weight'):g}"
-        about[address] = {"teacher": kind, "rate": 100 * rate}
-        make = partial(_sparse, study, dense, kind, rate)
-        wanted.append(robustness.Subject(address, digest_, make, {"arm": f"teacher, {kind}"}))
     corruptions_alone = replace(study, tests=study.tests.with_options(attacks="none"))
-    rows = []
-    for address, tests in _rows(corruptions_alone, images, wanted).items():
-        table = tested.by_severity(pd.DataFrame(tests))
-        if len(table):
-            summary = stats.corruption_summary(table.assign(arm=address, seed=0)).iloc[0]
-            rows.append(about[address] | {"clean": summary["clean"], "corrupted": summary["corrupted"]})
-    return pd.DataFrame(rows)
+    if not corruptions_alone.protocol(images).corruptions:
+        return pd.DataFrame()
+    run = study.teacher.run(study._teacher_images(images))
+    kinds = [("dense", 0.0), *((kind, rate) for kind in ("pruned", "mixed") for rate in rates)]
+    weight = f"{study.option('dense_weight'):g}"
+    about = {f"{run.address}+{kind}={rate:g},{weight}": (kind, rate) for kind, rate in kinds}
+
+    def found(weights: str | None) -> dict[str, list[dict[str, Any]]]:
+        make = partial(_sparse, study, images)
+        wanted = [
+            robustness.Subject(address, weights, partial(make, *of), {"arm": f"teacher, {of[0]}"})
+            for address, of in about.items()
+        ]
+        return _rows(corruptions_alone, images, wanted)
+
+    rows = {} if study.fresh or run.finished else found(None)
+    if len(rows) < len(about):
+        training.train_teacher(study.teacher, study._teacher_images(images))
+        rows = found(models.checkpoint_digest(run.weights()))
+    table = []
+    for address, tests in rows.items():
+        kind, rate = about[address]
+        summary = stats.corruption_summary(tested.by_severity(pd.DataFrame(tests)).assign(arm=address, seed=0)).iloc[0]
+        table.append(
+            {"teacher": kind, "rate": 100 * rate, "clean": summary["clean"], "corrupted": summary["corrupted"]}
+        )
+    return pd.DataFrame(table)
 
 
-def _sparse(study: Study, dense: nn.Module, kind: str, rate: float) -> nn.Module:
+def _sparse(study: Study, images: ImageData, kind: str, rate: float) -> nn.Module:
+    dense = run_teacher(study, images)
     if kind == "dense":
         return dense
     pruned = pruning.prune_l1(dense, rate)

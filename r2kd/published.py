@@ -268,27 +268,30 @@ def robustness_summary(tests: pd.DataFrame) -> pd.DataFrame:
 
 
 def robustness_words(summary: pd.DataFrame) -> str:
-    """Which augmentation made the best students, in a sentence: of each measure the two best, their paired difference, n."""
+    """In a sentence, by each measure of _WORDS, the best augmentation and its paired difference from the next; n."""
     if summary["arm"].nunique() < 2:
         return "There are no two augmentations to compare."
-    said = []
-    for what, measure, sign in _WORDS:
+    said, ahead = [], []
+    for what, (measure, sign) in _WORDS.items():
         means = (sign * summary.groupby("arm", sort=False)[measure].mean()).sort_values(ascending=False)
         best, second = means.index[:2]
         gap = stats.paired_difference(summary, best, second, measure).iloc[0]
-        seen = "more than" if abs(gap["mean"]) > gap["half_width"] else "within"
-        said.append(
-            f"{what} {best} ({abs(means[best]):.1f} %; {gap['mean']:+.1f} ± {gap['half_width']:.1f} points against {second}, {seen} its interval)"
-        )
-    return f"Over {summary['seed'].nunique()} pairs, one seed each: {'; '.join(said)}."
+        ahead += [best] if abs(gap["mean"]) > gap["half_width"] else []
+        points = f"{gap['mean']:+.1f} ± {gap['half_width']:.1f} points against {second}"
+        said.append(f"{what}, {best} {abs(means[best]):.1f} % ({points})")
+    who = " and ".join(dict.fromkeys(ahead)) or "no augmentation"
+    pairs = summary["seed"].nunique()
+    return (
+        f"Over {pairs} pairs, one seed each, {who} is ahead of the next by more than the interval: {'; '.join(said)}."
+    )
 
 
-_WORDS = (  # what is said, the measure, whether more of it is better
-    ("most accurate under corruption are the students of", "corrupted", 1),
-    ("under PGD at 1/255 those of", "pgd", 1),
-    ("best calibrated those of", "ece_before", -1),
-    ("with a temperature those of", "ece_after", -1),
-)
+_WORDS = {  # the measure, and whether more of it is better
+    "accuracy under corruption": ("corrupted", 1),
+    "accuracy under PGD at 1/255": ("pgd", 1),
+    "calibration error": ("ece_before", -1),
+    "calibration error after a temperature": ("ece_after", -1),
+}
 
 
 def robustness_figure(summary: pd.DataFrame) -> pd.DataFrame:

@@ -257,22 +257,23 @@ def test(
     A record counts where it is of this protocol and of these weights. A model that has neither weights nor record has no rows.
     `teacher_logits` makes those of all test images, where something has to be measured.
     """
-    known = records.read(sorted(Path(root).rglob(NAME)))
-    keys = {model: f"{model.address}@{under.address}" for model in wanted}
-    missing = [m for m, key in keys.items() if m.weights and known.get(key, {}).get("weights") != m.weights]
-    if missing:
-        found = measure(
-            {model.address: model.make() for model in missing}, images, under, teacher_logits and teacher_logits()
-        )
+    known: dict[tuple[str, str | None], dict] = {}
+    for path in sorted(Path(root).rglob(NAME)):
+        for row in records.read([path]).values():
+            known.setdefault((row["address"], row["weights"]), row)
+            known.setdefault((row["address"], None), row)  # whatever weights, where they are gone
+    keys = {model: (f"{model.address}@{under.address}", model.weights) for model in wanted}
+    if missing := [model for model, key in keys.items() if model.weights and key not in known]:
+        found = measure({m.address: m.make() for m in missing}, images, under, teacher_logits and teacher_logits())
         new = {}
         for model in missing:
-            row = {"address": keys[model], "weights": model.weights, "protocol": under.words, **model.about}
-            new[keys[model]] = row | packed(found[model.address])
+            address, weights = keys[model]
+            row = {"address": address, "weights": weights, "protocol": under.words, **model.about}
+            new[address] = known[keys[model]] = row | packed(found[model.address])
         path = folder / NAME
         folder.mkdir(parents=True, exist_ok=True)
         kept = (records.read([path]) if path.exists() else {}) | new
         runs.write_table(path, pd.DataFrame(kept.values()))
-        known |= new
     return {model.address: unpacked(known[key]) for model, key in keys.items() if key in known}
 
 

@@ -164,6 +164,10 @@ def test_a_model_is_measured_once_and_again_when_its_weights_or_the_protocol_cha
     assert len(records.read([tmp_path / "study" / robustness.NAME])) == 4
     assert test(None, names=("c",)) == {}
     assert len(measured) == 3
+    places["folder"] = tmp_path / "another"  # whose rows are read first
+    for weights in ("w3", "w3", "w2"):
+        test(weights, names=("a",))
+    assert measured[3:] == [["a"]]
 
 
 def test_official_images_are_used_where_they_lie(digits, under, monkeypatch):
@@ -253,6 +257,12 @@ def test_pruned_teachers_are_tested_and_recorded(finished):
         table.loc[("dense", 0)]
     )
     assert experiments.pruned_teachers(study, images, rates=(0.0, 0.9)).set_index(["teacher", "rate"]).equals(table)
+    elsewhere = replace(
+        study.teacher, machine=replace(study.teacher.machine, runs_root=str(study.all_figures / "no runs"))
+    )
+    gone = replace(study, teacher=elsewhere, fresh=False)
+    assert experiments.pruned_teachers(gone, images, rates=(0.0, 0.9)).set_index(["teacher", "rate"]).equals(table)
+    assert not (study.all_figures / "no runs").exists()  # told from the records, nothing is trained
 
 
 def test_label_noise_is_the_teachers_too_and_joins_the_figures_of_its_study(finished):
