@@ -253,12 +253,13 @@ def study(profile: str = "quick", **settings) -> Study:
     design = Design().with_options(**{name: given.pop(name) for name in list(given) if name in Design()})
     asked = {name: given.pop(name) for name in list(given) if name in Tests()}
     tests = Tests().with_options(**chosen.tests | asked)
-    (
-        robustness.chosen_corruptions(tests.corruptions),
-        robustness.chosen_attacks(tests.attacks),
-    )  # an unknown one is said now
     for path in [design.load] if isinstance(design.load, str | Path) else design.load or ():
         entries.load(path)
+    for choose, names in (
+        (robustness.chosen_corruptions, tests.corruptions),
+        (robustness.chosen_attacks, tests.attacks),
+    ):
+        choose(names)  # an unknown one is said before anything is trained
     teacher, student = _models(design, chosen)
     dataset = given.pop("dataset", chosen.dataset)
     own = data.recipe(dataset)
@@ -558,8 +559,6 @@ def run_students(study: Study, images: ImageData, weights: bool = True) -> list[
     Where no `weights` are asked for and the study is not `fresh`, a run whose record is under study.all_figures is reported
     from it. Every finished run is written to the study's records, seed by seed.
     """
-    for why in study.protocol(images).left_out.values():
-        print(why)
     recorded = {} if weights or study.fresh else records.under(study.all_figures)
     finished: list[Student] = []
     with tqdm(total=len(study.seeds) * len(study.arms), desc="students", unit="run") as bar:

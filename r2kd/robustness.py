@@ -6,8 +6,10 @@ nats, ece in percent. All models of one protocol meet the same images.
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +266,8 @@ def test(
             known.setdefault((row["address"], None), row)  # whatever weights, where they are gone
     keys = {model: (f"{model.address}@{under.address}", model.weights) for model in wanted}
     if missing := [model for model, key in keys.items() if model.weights and key not in known]:
+        for why in under.left_out.values():
+            _say_once(why)
         found = measure({m.address: m.make() for m in missing}, images, under, teacher_logits and teacher_logits())
         new = {}
         for model in missing:
@@ -275,6 +279,11 @@ def test(
         kept = (records.read([path]) if path.exists() else {}) | new
         runs.write_table(path, pd.DataFrame(kept.values()))
     return {model.address: unpacked(known[key]) for model, key in keys.items() if key in known}
+
+
+@cache
+def _say_once(what: str) -> None:
+    print(what, file=sys.stderr)
 
 
 def packed(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:

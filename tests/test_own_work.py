@@ -61,6 +61,8 @@ def own(tmp_path_factory):
         "02,03",
         "--load",
         "my_methods.py",
+        "--corruptions",
+        "darker+fog",
     ]
     command += ["--arms", "ce; r2kd; mse; mse:weight=0.5 turned:turns=2", "--teacher-checkpoint", "mine.pth"]
     command += ["--set", "temperature=2", "--set", "value_weight=1", "--batch-size", "32", "--seeds", "3"]
@@ -81,7 +83,7 @@ def test_a_clone_beside_an_installed_one_runs_its_own_code_and_writes_into_itsel
     folder, figures = own
     (executed,) = folder.glob("runs/notebooks/*/*/02_*.ipynb")
     assert str(folder / "clone" / "r2kd") in executed.read_text() and str(ROOT / "r2kd") not in executed.read_text()
-    assert len(list(figures.glob("*.png"))) == 7
+    assert len(list(figures.glob("*.png"))) == 12
 
 
 def test_ones_own_arms_are_in_every_table_of_students_and_in_every_figure(own):
@@ -106,7 +108,7 @@ def test_ones_own_arms_are_in_every_table_of_students_and_in_every_figure(own):
 def test_ones_own_corruption_is_measured_and_drawn(own):
     assert "own" in set(pd.read_csv(own[1] / "robustness.csv")["family"])
     table = pd.read_csv(own[1] / "corruption_differences.csv")
-    assert (table["corruption"] == "darker").any() and table["caption"][0].count("5 corruptions") == 1
+    assert (table["corruption"] == "darker").any() and "2 corruptions x 5 severities" in table["caption"][0]
 
 
 def test_what_was_set_acted_and_stands_in_caption_folder_and_run(own):
