@@ -518,9 +518,14 @@ def _epochs(config: TeacherConfig) -> str:
 def run_teacher(study: Study, images: ImageData) -> nn.Module:
     """The study's teacher in eval mode, on its device: trained, returned as it was, or loaded from a checkpoint."""
     run = training.train_teacher(study.teacher, study._teacher_images(images))
-    records.write(study.figures, [("teacher" + _flipped(study.teacher.data.label_noise), run)])
-    teacher = training.load_model(study.teacher, run, images.num_classes)
-    return teacher.to(images.test.labels.device, memory_format=torch.channels_last)
+    records.write(study.figures, [("teacher", run)])
+    return _on_device(study.teacher, run, images)
+
+
+def _teacher_logits(study: Study, images: ImageData) -> torch.Tensor:
+    """(N, C) for the test images. Nothing is recorded: the teacher of a variant is not the study's."""
+    run = training.train_teacher(study.teacher, study._teacher_images(images))
+    return evaluation.predict(_on_device(study.teacher, run, images), images.test, images)
 
 
 def teachers_table(study: Study, images: ImageData, teacher: nn.Module, count: int = 1024) -> pd.DataFrame:
@@ -600,12 +605,11 @@ def _test(study: Study, images: ImageData, students: Iterable[Student]) -> dict[
 
 
 def _rows(study: Study, images: ImageData, wanted: list[robustness.Subject]) -> dict[str, list[dict[str, Any]]]:
-    teacher = lambda: evaluation.predict(run_teacher(study, images), images.test, images)  # noqa: E731
     under = study.protocol(images)
     if not (under.corruptions or under.attacks):
         return {}
     places = {"folder": study.figures, "root": study.all_figures}
-    return robustness.test(wanted, images, under, **places, teacher_logits=teacher)
+    return robustness.test(wanted, images, under, **places, teacher_logits=partial(_teacher_logits, study, images))
 
 
 def _tested(arm: str, config: TeacherConfig, run: Run, images: ImageData) -> robustness.Subject:
