@@ -110,9 +110,9 @@ PROFILES = {
 class Study:
     """A teacher and, by their labels, the arms that are compared, each a configuration, with every seed.
 
-    tests: what each student is tested with. shown: the arms that crowded figures draw, empty for all. said: what captions add of its settings. figures_root: else
-    figures/. fresh: whether an arm of which there is only a record is trained. made_of: (profile, settings) that `study` was
-    given.
+    tests: what each student is tested with. shown: the arms that crowded figures draw, empty for all. said: what captions add
+    of its settings. figures_root: else figures/. fresh: whether an arm of which there is only a record is trained. made_of:
+    (profile, settings) that `study` was given.
     """
 
     name: str

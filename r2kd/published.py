@@ -172,7 +172,7 @@ def evaluate(folder: Path, images: ImageData | None, device: torch.device) -> tu
             for checkpoint in checkpoints:
                 row = {"augmentation": checkpoint.augmentation, "pair": checkpoint.pair, "model": checkpoint.model}
                 try:
-                    model = models.from_checkpoint(checkpoint.model, CLASSES, Path(folder) / checkpoint.path).to(device)
+                    model = _loaded(checkpoint, Path(folder) / checkpoint.path, device)
                     answers = evaluation.predict(model, test, images)
                     row |= {"status": "evaluated", **evaluation.summary(answers, test.labels)}
                     row["ece"] = evaluation.calibration_error(answers, test.labels)

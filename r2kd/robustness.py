@@ -21,7 +21,7 @@ from . import acceleration, evaluation, official, records, runs
 from .attacks import ATTACKS, attacked_logits
 from .corruptions import CORRUPTIONS, SEVERITIES, constants_size, corrupt, corruption, jpeg, missing
 from .data import ImageData, Split
-from .entries import Choice
+from .entries import Choice, Registry
 from .frozen import frozen
 from .parts import Tests
 from .progress import tqdm
@@ -37,15 +37,18 @@ AMBIGUITY_BINS = 5
 
 def chosen_corruptions(text: str) -> tuple[str, ...]:
     """The names of "none", "standard" (CIFAR-C's 15), "all", or "fog+snow". Raises ValueError for an unknown one."""
-    known = {"none": (), "all": tuple(CORRUPTIONS)}
-    known["standard"] = tuple(name for name, entry in CORRUPTIONS.items() if entry.cite and not entry.extra)
-    return known[text] if text in known else tuple(CORRUPTIONS[name.strip()].name for name in text.split("+"))
+    standard = tuple(name for name, entry in CORRUPTIONS.items() if entry.cite and not entry.extra)
+    return standard if text == "standard" else _chosen(text, CORRUPTIONS)
 
 
 def chosen_attacks(text: str) -> tuple[str, ...]:
     """The names of "none", "all", or "fgsm+pgd". Raises ValueError for an unknown one."""
-    known = {"none": (), "all": tuple(ATTACKS)}
-    return known[text] if text in known else tuple(ATTACKS[name.strip()].name for name in text.split("+"))
+    return _chosen(text, ATTACKS)
+
+
+def _chosen(text: str, among: Registry) -> tuple[str, ...]:
+    groups = {"none": (), "all": tuple(among)}
+    return groups[text] if text in groups else tuple(among[name.strip()].name for name in text.split("+"))
 
 
 @dataclass(frozen=True)
