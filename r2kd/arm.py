@@ -139,6 +139,10 @@ class Arm:
         hits = (logits["clean"].argmax(1) == target).float().mean()
         self.sums += torch.stack((loss, ce, distance, hits)).detach() * len(target)
 
+    def looks_at(self, name: str, last: str) -> bool:
+        """Whether it is tested on the split of this name after the epoch it is in; always on the `last`, which chooses the best."""
+        return name == last or self.config.recipe.tests(self.epoch + 1)
+
     def test(self, name: str, images: Tensor) -> None:
         """Answer to a batch (B, 3, H, W) of the split of this name, in float32."""
         self.answers.setdefault(name, []).append(self.model.eval()(images).float())
@@ -159,8 +163,10 @@ class Arm:
         self.epoch += 1
         row |= {"loss_ce": ce, "loss_distance": distance, "train_top1": 100 * hits}
         for name, split in images.tested.items():
-            measured = evaluation.summary(torch.cat(self.answers.pop(name)), split.labels)
-            row |= {f"{name}_{measure}": measured[measure] for measure in ("top1", "top5", "loss")}
+            measured = {}
+            if name in self.answers:
+                measured = evaluation.summary(torch.cat(self.answers.pop(name)), split.labels)
+            row |= {f"{name}_{measure}": measured.get(measure, math.nan) for measure in ("top1", "top5", "loss")}
         self.metrics.append(row)
         self.timing.append(
             {"epoch": self.epoch, "seconds": round(seconds, 3), "images_per_second": round(self.images / seconds, 1)}
@@ -196,7 +202,9 @@ class Arm:
     def finish(self) -> None:
         """Store weights and result. best_top1 is on the test images; chosen_top1, of the epoch that the validation images chose."""
         last = self.metrics[-1]
-        best = max(self.metrics, key=lambda row: row["test_top1"])  # the first of equals
+        best = max(
+            (row for row in self.metrics if row["test_top1"] >= 0), key=lambda row: row["test_top1"]
+        )  # the first
         result = {
             "last_top1": last["test_top1"],
             "best_top1": best["test_top1"],

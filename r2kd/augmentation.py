@@ -9,8 +9,9 @@ can ask for beside them:
     target      (B,) the labels; epoch: the epoch, from 1, a tensor ()
 
 A view returns as many images as it was given, in their order, or (images, index) with the image of the batch that each came
-from. Facts of an entry: `drawn`, False where there is nothing to draw and so no second view; `keeps_target`, True where a view's
-image is still of the class of the image that it came from: without it, no method is told a label.
+from. Facts of an entry: `drawn`, False where there is no second view; `keeps_target`, True where a view's
+image is still of the class of the image that it came from: without it, no method is told a label; `control`, True where it is
+what other second views are compared with.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,11 +27,27 @@ from torchvision.transforms.v2.functional import equalize
 from .entries import Choice, Registry
 
 PICKED = 64  # samples that cutmixpick keeps, as released
+STRONG = {  # of randaugment: the range of a magnitude, as torchvision's operators take it (of a factor what it exceeds 1 by)
+    "AutoContrast": (0.0, 0.0),
+    "Brightness": (-0.95, -0.05),
+    "Color": (-0.95, -0.05),
+    "Contrast": (-0.95, -0.05),
+    "Equalize": (0.0, 0.0),
+    "Identity": (0.0, 0.0),
+    "Posterize": (4.0, 8.0),
+    "Rotate": (-30.0, 30.0),
+    "Sharpness": (-0.95, -0.05),
+    "ShearX": (-0.3, 0.3),
+    "ShearY": (-0.3, 0.3),
+    "Solarize": (0.0, 255.0),  # as released 256, which torchvision refuses
+    "TranslateX": (-0.3, 0.3),  # of the side
+    "TranslateY": (-0.3, 0.3),
+}
 
 AUGMENTATIONS = Registry(
     "view",
     gives=("images", "generator", "mean", "std", "policy", "teacher", "target", "epoch"),
-    facts={"drawn": True, "keeps_target": False},
+    facts={"drawn": True, "keeps_target": False, "control": False},
 )
 view = AUGMENTATIONS.entry
 
@@ -57,6 +74,12 @@ def augment(choice: Choice, images: Tensor, generator: Generator, **context) -> 
 @view("none", drawn=False, keeps_target=True)
 def none(images: Tensor) -> Tensor:
     """The images themselves: a student trained so sees the clean view only."""
+    return images
+
+
+@view("identity", keeps_target=True, control=True)
+def identity(images: Tensor) -> Tensor:
+    """The clean images once more, forwarded again: what a second view changes by itself, as it doubles passes and distances."""
     return images
 
 
@@ -99,9 +122,7 @@ def autoaug(
 
     Raises ValueError for a policy that torchvision does not have.
     """
-    mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
-    # 1e-3: an 8-bit value that normalisation rounded down must not lose a whole step to the floor
-    pixels = ((images * std + mean) * 255 + 1e-3).floor().clamp(0, 255).to(torch.uint8)
+    pixels = _to_bytes(images, mean, std)
     transform = AutoAugment(AutoAugmentPolicy(policy))
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
         torch.default_generator.manual_seed(_seed(generator))
@@ -113,7 +134,7 @@ def autoaug(
             for chosen, uniforms, signs in drawn
         ]
         parts = _in_groups(parts, operations, transform)
-    return (torch.cat(parts).to(images.dtype) / 255 - mean) / std
+    return _from_bytes(torch.cat(parts), images, mean, std)
 
 
 @view("cutmixpick", cite="Wang et al., NeurIPS 2022")
@@ -139,6 +160,46 @@ def cutmixpick(
     entropy = -(log_p.exp() * log_p).sum(dim=1)
     chosen = entropy.topk(kept).indices.sort().values
     return mixed[chosen], chosen % len(images)
+
+
+@view("randaugment", cite="Cubuk et al., NeurIPS 2020", keeps_target=True)
+def randaugment(
+    images: Tensor, generator: Generator, *, mean: Sequence[float], std: Sequence[float], operations: int = 2
+) -> Tensor:
+    """MLKD's strong view, drawn for each image: so many operations of STRONG one after the other, then a grey square.
+
+    A magnitude is uniform in its operation's range, as in the released code, whose "10" is not used; the square's side is up to
+    half of the image's, its place uniform and clipped. On the images as uint8, by torchvision's operators.
+    """
+    parts, plain = list(_to_bytes(images, mean, std).split(1)), AutoAugment()
+    for _ in range(operations):
+        chosen = torch.randint(len(STRONG), (len(images),), generator=generator).tolist()
+        shares = torch.rand(len(images), generator=generator).tolist()
+        drawn = [_strong_operation(*pair, images.shape[-1]) for pair in zip(chosen, shares, strict=True)]
+        parts = _in_groups(parts, drawn, plain)
+    pixels = torch.cat(parts)
+    height, width = images.shape[-2:]
+    sides = 0.5 * torch.rand(len(images), generator=generator, dtype=torch.float64)
+    box = _boxes(images, height * sides, width * sides, generator)
+    grey = torch.tensor([125, 123, 114], dtype=torch.uint8, device=images.device).view(-1, 1, 1)
+    return _from_bytes(torch.where(box, grey, pixels), images, mean, std)
+
+
+def _strong_operation(chosen: int, share: float, side: int) -> tuple[str, float]:
+    """(operation, magnitude): the one of STRONG at this place, so far into its range."""
+    name, (low, high) = list(STRONG.items())[chosen]
+    return name, (low + (high - low) * share) * (side if name.startswith("Translate") else 1)
+
+
+def _to_bytes(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
+    # 1e-3: an 8-bit value that normalisation rounded down must not lose a whole step to the floor
+    return ((images * std + mean) * 255 + 1e-3).floor().clamp(0, 255).to(torch.uint8)
+
+
+def _from_bytes(pixels: Tensor, like: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    mean, std = (like.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return (pixels.to(like.dtype) / 255 - mean) / std
 
 
 def _draws(images: Tensor, draws: str) -> int:

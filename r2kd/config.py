@@ -8,7 +8,7 @@ from typing import Any, Self
 from . import acceleration, fidelity, models, runs
 from .augmentation import AUGMENTATIONS
 from .data import ImageData
-from .entries import Choice
+from .entries import Choice, split
 from .methods import METHODS
 from .parts import Data, Machine, Part, Pruning, Recipe
 from .runs import Run
@@ -175,10 +175,17 @@ class DistillConfig(TeacherConfig):
         fidelity: str = "released",
         **settings,
     ) -> Self:
-        """With settings of any part by name, of the teacher's with "teacher." before it, over the switches of a preset."""
+        """With settings of any part by name, of the teacher's with "teacher." before it, over the switches of a preset.
+
+        And over the options that the method's authors chose by the pair, where the method is given by its name.
+        """
+        said = split(method)[1] if isinstance(method, str) else None
         method = METHODS.choose(method)
         pruning = Pruning(pruning_rate=method.entry.pruning_rate)
         made = cls(model=model, teacher=teacher, method=method, view=view, seed=seed, pruning=pruning)
+        if said is not None and teacher is not None:
+            usual = method.entry.of_pair(teacher.model.name, made.model.name)
+            made = replace(made, method=method.with_options(**{k: v for k, v in usual.items() if k not in said}))
         return made.with_preset(fidelity).with_settings(settings)
 
     def with_preset(self, name: str) -> Self:

@@ -1,8 +1,8 @@
-"""A study as data: a teacher, arms, seeds. The paper's pairs, the profiles, and what runs a study and makes its tables."""
+"""A study as data: a teacher, arms, seeds; what runs it and makes its tables. Its profiles are those of profiles.PROFILES."""
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,113 +14,45 @@ from torch import nn
 
 from . import (
     ROOT,
-    acceleration,
     data,
     entries,
     evaluation,
-    fidelity,
     models,
-    pruning,
     records,
     robustness,
     stats,
     tested,
     training,
 )
-from .augmentation import AUGMENTATIONS, augment
+from .augmentation import AUGMENTATIONS
 from .config import DistillConfig, TeacherConfig, unknown_setting
 from .data import ImageData
 from .digest import digest
 from .entries import Choice
 from .parts import PLACES, Design, Tests
+from .profiles import PAIRS, PROFILES, SMALL_PAIRS, Profile, pair_models, plain, switched
 from .progress import tqdm
-from .randomness import generator
 from .runs import Run
-
-PAIRS = {  # teacher, student: the paper's six
-    "wrn402_wrn162": ("wrn_40_2", "wrn_16_2"),
-    "res56_res20": ("resnet56", "resnet20"),
-    "res32x4_res8x4": ("resnet32x4", "resnet8x4"),
-    "vgg13_vgg8": ("vgg13", "vgg8"),
-    "vgg13_mv2": ("vgg13", "MobileNetV2"),
-    "res32x4_shuv2": ("resnet32x4", "ShuffleV2"),
-}
-SMALL_PAIRS = {"res20_res8": ("resnet20", "resnet8"), "wrn162_res8": ("wrn_16_2", "resnet8")}  # ours, for two CPU cores
-VIEWS = ("none", "mixup", "cutmix", "cutout", "autoaug", "cutmixpick")  # the paper's
-
-
-def _arms(kd_views: Sequence[str]) -> tuple[str, ...]:
-    """Cross-entropy; KD with some views or all; R2KD with each, from the dense teacher and with the pruned one."""
-    dense = (f"r2kd {view} pruning_rate=0" for view in VIEWS)
-    return ("ce", *(f"kd {view}" for view in kd_views), *dense, *(f"r2kd {view}" for view in VIEWS))
-
-
-@dataclass(frozen=True)
-class Profile:
-    """The settings of a study. `scale`: of its images and epochs, where the data set's own recipe has no fewer.
-
-    `shown`: the arms that crowded figures draw. `ablation`: settings of notebook 04's students alone. `fresh`: whether runs of
-    which there is only a record are trained again: where that takes minutes. `tests`: settings of parts.Tests.
-    """
-
-    summary: str
-    dataset: str
-    pairs: tuple[str, ...]
-    scale: Mapping[str, int]
-    seeds: int = 3
-    arms: tuple[str, ...] = _arms(("none", "cutmix"))
-    shown: tuple[str, ...] = ("ce", "kd", "kd cutmix", "r2kd", "r2kd cutmix")
-    ablation: Mapping[str, Any] = field(default_factory=dict)
-    tests: Mapping[str, Any] = field(default_factory=dict)
-    fresh: bool = False
-
-
-PROFILES = {
-    "smoke": Profile(
-        "does everything run: 1 epoch, 128 images",
-        "digits",
-        ("res20_res8",),
-        {"train_images": 128, "test_images": 200, "epochs": 1},
-        seeds=2,
-        tests={"corruptions": "impulse_noise+glass_blur+snow+pixelate", "robust_images": 20, "attacked_images": 10},
-        fresh=True,
-    ),
-    "quick": Profile(
-        "digits, 3 seeds: minutes on 2 cores",
-        "digits",
-        ("res20_res8",),
-        {"train_images": 1000, "test_images": 1000, "epochs": 20},
-        tests={"robust_images": 100, "attacked_images": 50},
-        fresh=True,
-    ),
-    "small": Profile(
-        "CIFAR-100, 10,000 images, 30 epochs, 3 seeds: hours on 2 cores",
-        "cifar100",
-        ("res20_res8",),
-        {"train_images": 10_000, "epochs": 30},
-        ablation={"epochs": 8},
-    ),
-    "paper": Profile(
-        "the full recipe: six pairs, 240 epochs, 3 seeds; needs a GPU", "cifar100", tuple(PAIRS), {}, arms=_arms(VIEWS)
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A teacher and, by their labels, the arms that are compared, each a configuration, with every seed.
 
-    tests: what each student is tested with. shown: the arms that crowded figures draw, empty for all. said: what captions add
-    of its settings. figures_root: else figures/. fresh: whether an arm of which there is only a record is trained. made_of:
-    (profile, settings) that `study` was given.
+    seeds_of: those of the arms that have others, fewer. tests: what each student is tested with. comparisons: the pairs of arms
+    that it is to tell apart. shown: the arms that crowded figures draw, empty for all. said: what captions add of its settings.
+    figures_root: else figures/. fresh: whether an arm of which there is only a record is trained. made_of: (profile, settings)
+    that `study` was given.
     """
 
     name: str
     teacher: TeacherConfig
     arms: Mapping[str, DistillConfig]
     seeds: tuple[int, ...]
+    seeds_of: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     tests: Tests = Tests()
     shown: tuple[str, ...] = ()
+    comparisons: tuple[tuple[str, str], ...] = ()
     said: str = ""
     figures_root: str | None = None
     fresh: bool = True
@@ -145,9 +77,13 @@ class Study:
         """The arm that others are compared with: the first that has no teacher, else the first."""
         return next((arm for arm, config in self.arms.items() if not config.taught), next(iter(self.arms)))
 
-    def students(self, seed: int) -> list[DistillConfig]:
-        """The configurations of the arms with this seed, in their order."""
-        return [replace(config, seed=seed) for config in self.arms.values()]
+    def students(self, seed: int) -> dict[str, DistillConfig]:
+        """The configurations, by arm, of those that have this seed, in their order."""
+        return {
+            arm: replace(config, seed=seed)
+            for arm, config in self.arms.items()
+            if seed in self.seeds_of.get(arm, self.seeds)
+        }
 
     def drawn(self, table: pd.DataFrame) -> pd.DataFrame:
         """The rows of a table with a column `arm` that crowded figures draw."""
@@ -173,7 +109,7 @@ class Study:
 
     def protocol(self, images: ImageData) -> robustness.Protocol:
         """What `tests` mean for these images, here."""
-        teacher = self.teacher.run(self._teacher_images(images)).address
+        teacher = self.teacher.run(self.teacher_images(images)).address
         return robustness.protocol(self.tests, images, self.first.machine.data_root, teacher)
 
     def open_data(self) -> ImageData:
@@ -184,7 +120,7 @@ class Study:
         """What every figure of the study says below its title: what its numbers rest on."""
         teacher, student = self.teacher.model.name, self.first.model.name
         if self.teacher.checkpoint:
-            tested = training.train_teacher(self.teacher, self._teacher_images(images)).result["last_top1"]
+            tested = training.train_teacher(self.teacher, self.teacher_images(images)).result["last_top1"]
             teacher += f" (weights from {Path(self.teacher.checkpoint).name}, {tested:.2f} %)"
         classes = f" ({images.num_classes} of {images.of_classes} classes)" if images.of_classes else ""
         kept = f", {len(images.validation):,} validation" if images.validation else ""
@@ -207,7 +143,8 @@ class Study:
         apart = "" if rates == [taught] or self.teacher.checkpoint else f", the teacher's {taught}"
         return f"; label noise {' or '.join(rates)}{apart}"
 
-    def _teacher_images(self, images: ImageData) -> ImageData:
+    def teacher_images(self, images: ImageData) -> ImageData:
+        """The teacher's images, on the device of the students'."""
         same = self.teacher.data == self.first.data
         return images if same else training.open_data(self.teacher).to(images.test.labels.device)
 
@@ -265,20 +202,23 @@ def study(profile: str = "quick", **settings) -> Study:
     own = data.recipe(dataset)
     scale = own | {name: min(value, own.get(name, value)) for name, value in chosen.scale.items()}
     base = {"dataset": dataset} | scale
-    taught, used = _teacher(TeacherConfig.of(teacher, checkpoint=design.teacher_checkpoint, **base), given)
+    under = dict(chosen.settings) | given
+    taught, used = _teacher(TeacherConfig.of(teacher, checkpoint=design.teacher_checkpoint, **base), under)
     specified = _specified(design.arms, chosen)
-    configs = [_configure(spec, student, taught, base, given, design.fidelity, used) for _, spec, _ in specified]
+    configs = [_configure(spec, student, taught, base, under, design.fidelity, used) for _, spec, _ in specified]
     for key in given:
         if key not in used:
             raise ValueError(unknown_setting(key, configs, (*Design().options, *Tests().options)))
     arms = dict(zip(_labels([label for label, _, _ in specified], configs), configs, strict=True))
-    seeds = chosen.seeds if design.seeds is None else design.seeds
+    seeds, seeds_of = _seeds(design.seeds, chosen, arms)
     return Study(
         name=_name(profile, design, given | _acting(tests, chosen), configs),
         teacher=configs[0].teacher,
         arms=arms,
-        seeds=seeds if isinstance(seeds, tuple) else tuple(range(_positive(seeds))),
+        seeds=seeds,
+        seeds_of=seeds_of,
         tests=tests,
+        comparisons=tuple(pair for pair in chosen.comparisons if set(pair) <= set(arms)),
         shown=tuple(label for label, (_, _, shown) in zip(arms, specified, strict=True) if shown),
         said=_said(design, given),
         figures_root=design.figures_root,
@@ -292,13 +232,7 @@ def ablation(of: Study) -> Study:
 
     With cutmixpick and the pruned teacher, where every switch has something to act on.
     """
-    r2kd = {"method": "r2kd", "view": "cutmixpick", "fidelity": "released"}
-    switched = {
-        f"{switch.name}: {switch.intended}": r2kd | {switch.key: switch.intended}
-        for switch in fidelity.SWITCHES
-        if switch.part != "recipe"  # what a run reports trains nothing
-    }
-    arms = {"cross-entropy": "ce", "released": r2kd} | switched | {"intended": r2kd | {"fidelity": "intended"}}
+    arms = {"cross-entropy": "ce"} | switched()
     profile, settings = of.made_of
     made = variant(of, **dict(PROFILES[profile].ablation) | settings | {"arms": arms})
     return replace(made, said=f"{of.said}; R2KD with cutmixpick, pruned teacher")
@@ -324,12 +258,13 @@ def variant(of: Study, **settings) -> Study:
     return replace(study(profile, **dict(given) | settings), name=of.name)
 
 
-def pair_models(pair: str) -> tuple[str, str]:
-    """(teacher, student) of a pair's name. Raises ValueError for an unknown one."""
-    known = PAIRS | SMALL_PAIRS
-    if pair not in known:
-        raise ValueError(f"unknown pair {pair!r}; known: {', '.join(known)}")
-    return known[pair]
+def in_minutes(of: Study, **settings) -> Study:
+    """`variant` where the profile is one of minutes, else the quick study with these settings, in the same places."""
+    profile, given = of.made_of
+    if PROFILES[profile].fresh:
+        return variant(of, **settings)
+    places = {name: value for name, value in given.items() if name in (*PLACES, "figures_root") and name != "dataset"}
+    return study("quick", **places | settings)
 
 
 def _models(design: Design, profile: Profile) -> tuple[Any, Any]:
@@ -337,15 +272,27 @@ def _models(design: Design, profile: Profile) -> tuple[Any, Any]:
     return design.teacher or teacher, design.student or student
 
 
-def _positive(count: int) -> int:
-    if count < 1:
-        raise ValueError(f"seeds must be at least 1, not {count}")
-    return count
+def _seeds(
+    asked: int | tuple[int, ...] | None, profile: Profile, arms: Iterable[str]
+) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
+    """(the seeds of a study, those of the arms that have fewer): what is asked for is for all arms."""
+    if isinstance(asked, tuple):
+        return asked, {}
+    if asked is not None and asked < 1:
+        raise ValueError(f"seeds must be at least 1, not {asked}")
+    few, more = (tuple(range(count)) for count in (asked or profile.seeds, asked or profile.verdict_seeds))
+    others = [arm for arm in arms if arm not in profile.verdicts]
+    if len(others) == len(list(arms)):
+        return few, {}
+    return more, ({} if few == more else dict.fromkeys(others, few))
 
 
 def _specified(arms: Any, profile: Profile) -> list[tuple[str | None, Any, bool]]:
     """(label or None, what the arm is, whether crowded figures draw it) of each arm."""
-    usual = [(None, text, text in profile.shown) for text in (_plain(text) for text in profile.arms)]
+    if isinstance(profile.arms, Mapping):
+        usual = [(label, text, label in profile.shown) for label, text in profile.arms.items()]
+    else:
+        usual = [(None, text, text in profile.shown) for text in map(plain, profile.arms)]
     if arms is None:
         return usual
     if isinstance(arms, Mapping):
@@ -358,11 +305,6 @@ def _specified(arms: Any, profile: Profile) -> list[tuple[str | None, Any, bool]
     if not own:
         raise ValueError("a study needs an arm at least")
     return [*usual, *own] if beside else own
-
-
-def _plain(text: str) -> str:
-    """ "kd none" is "kd"."""
-    return text.replace(" none", "")
 
 
 def _teacher(base: TeacherConfig, given: Mapping[str, Any]) -> tuple[TeacherConfig, set[str]]:
@@ -517,45 +459,26 @@ def _epochs(config: TeacherConfig) -> str:
 
 def run_teacher(study: Study, images: ImageData) -> nn.Module:
     """The study's teacher in eval mode, on its device: trained, returned as it was, or loaded from a checkpoint."""
-    run = training.train_teacher(study.teacher, study._teacher_images(images))
+    run = training.train_teacher(study.teacher, study.teacher_images(images))
     records.write(study.figures, [("teacher", run)])
     return _on_device(study.teacher, run, images)
 
 
+def teacher_result(study: Study, images: ImageData) -> dict[str, Any]:
+    """What the teacher's run ended with: from its record where its weights are not here and the study is not `fresh`."""
+    run = study.teacher.run(study.teacher_images(images))
+    recorded = {} if run.finished or study.fresh else records.under(study.all_figures)
+    if run.address in recorded:
+        return Run(run.folder, recorded[run.address]).result
+    run = training.train_teacher(study.teacher, study.teacher_images(images))
+    records.write(study.figures, [("teacher", run)])
+    return run.result
+
+
 def _teacher_logits(study: Study, images: ImageData) -> torch.Tensor:
     """(N, C) for the test images. Nothing is recorded: the teacher of a variant is not the study's."""
-    run = training.train_teacher(study.teacher, study._teacher_images(images))
+    run = training.train_teacher(study.teacher, study.teacher_images(images))
     return evaluation.predict(_on_device(study.teacher, run, images), images.test, images)
-
-
-def teachers_table(study: Study, images: ImageData, teacher: nn.Module, count: int = 1024) -> pd.DataFrame:
-    """What the dense, the pruned and the mixed teacher say to `count` training images under each view, in batches of 64.
-
-    A row for each view and teacher: view, teacher, entropy (the mean, in nats), and top1, how often in percent it names the
-    label of the image (of the first one, where two are mixed).
-    """
-    pruned = pruning.prune_l1(teacher, study.option("pruning_rate"))
-    mixed = pruning.MixedTeacher(teacher, pruned, study.option("dense_weight"), study.option("pruned_batchnorm"))
-    shown = images.train.shuffled().subset(count)
-    context = {"mean": images.mean, "std": images.std, "policy": images.policy, "epoch": torch.tensor(1.0)}
-    rows = []
-    for name, view in study.views.items():
-        draws = generator(0, name)
-        answers, labels = {"dense": [], "pruned": [], "mixed": []}, []
-        for batch, target in shown.batches(torch.arange(len(shown)).split(64)):
-            if len(batch) > 1:  # BatchNorm needs neighbours
-                with torch.inference_mode(), acceleration.exact():
-                    clean = images.normalize(batch)
-                    augmented, index = augment(view, clean, draws, teacher=teacher, target=target, **context)
-                    dense, sparse = teacher(augmented), pruned(augmented)
-                for kind, logits in (("dense", dense), ("pruned", sparse), ("mixed", mixed.mix(dense, sparse))):
-                    answers[kind].append(logits)
-                labels.append(target[index])
-        for kind, logits in answers.items():
-            said, named = torch.cat(logits), torch.cat(labels)
-            row = {"view": name, "teacher": kind, "entropy": float(evaluation.entropy(said).mean())}
-            rows.append(row | {"top1": evaluation.accuracy(said, named)})
-    return pd.DataFrame(rows)
 
 
 def run_students(study: Study, images: ImageData, weights: bool = True) -> list[Student]:
@@ -566,7 +489,8 @@ def run_students(study: Study, images: ImageData, weights: bool = True) -> list[
     """
     recorded = {} if weights or study.fresh else records.under(study.all_figures)
     finished: list[Student] = []
-    with tqdm(total=len(study.seeds) * len(study.arms), desc="students", unit="run") as bar:
+    total = sum(len(study.students(seed)) for seed in study.seeds)
+    with tqdm(total=total, desc="students", unit="run") as bar:
         for seed in study.seeds:
             runs = _run_seed(study, images, seed, recorded)
             finished += runs
@@ -583,7 +507,7 @@ def run_students(study: Study, images: ImageData, weights: bool = True) -> list[
 def _run_seed(study: Study, images: ImageData, seed: int, recorded: Mapping[str, dict]) -> list[Student]:
     found, together = {}, {}
     opened = {study.first.data: images}
-    for label, config in zip(study.arms, study.students(seed), strict=True):
+    for label, config in study.students(seed).items():
         if config.data not in opened:
             opened[config.data] = training.open_data(config)
         own = opened[config.data]
@@ -595,16 +519,16 @@ def _run_seed(study: Study, images: ImageData, seed: int, recorded: Mapping[str,
     for group in together.values():
         runs = training.distill_all([config for _, config, _ in group], group[0][2])
         found |= {label: Student(label, config, run) for (label, config, _), run in zip(group, runs, strict=True)}
-    return [found[label] for label in study.arms]
+    return [found[label] for label in study.students(seed)]
 
 
 def _test(study: Study, images: ImageData, students: Iterable[Student]) -> dict[str, list[dict[str, Any]]]:
     """The rows of robustness.test by the run's address; what is not in the records is measured, with the teacher at hand."""
     wanted = [_tested(student.arm, student.config, student.run, images) for student in students]
-    return _rows(study, images, wanted)
+    return test_rows(study, images, wanted)
 
 
-def _rows(study: Study, images: ImageData, wanted: list[robustness.Subject]) -> dict[str, list[dict[str, Any]]]:
+def test_rows(study: Study, images: ImageData, wanted: list[robustness.Subject]) -> dict[str, list[dict[str, Any]]]:
     under = study.protocol(images)
     if not (under.corruptions or under.attacks):
         return {}
@@ -632,52 +556,6 @@ def tests_table(study: Study, images: ImageData, students: Iterable[Student]) ->
     tables = [pd.DataFrame(found[s.run.address]).assign(**s.columns) for s in students if s.run.address in found]
     columns = [*ARM, "seed", "test", "name", "level", *robustness.MEASURES]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
-
-
-def pruned_teachers(
-    study: Study, images: ImageData, rates: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9)
-) -> pd.DataFrame:
-    """What the teacher, its pruned copy at each rate and their mixture know clean and corrupted.
-
-    A row a network: teacher ("dense", "pruned", "mixed"), rate in percent, clean and corrupted, accuracy in percent, the latter
-    the mean over corruptions and severities.
-    """
-    corruptions_alone = replace(study, tests=study.tests.with_options(attacks="none"))
-    if not corruptions_alone.protocol(images).corruptions:
-        return pd.DataFrame()
-    run = study.teacher.run(study._teacher_images(images))
-    kinds = [("dense", 0.0), *((kind, rate) for kind in ("pruned", "mixed") for rate in rates)]
-    weight = f"{study.option('dense_weight'):g}"
-    about = {f"{run.address}+{kind}={rate:g},{weight}": (kind, rate) for kind, rate in kinds}
-
-    def found(weights: str | None) -> dict[str, list[dict[str, Any]]]:
-        make = partial(_sparse, study, images)
-        wanted = [
-            robustness.Subject(address, weights, partial(make, *of), {"arm": f"teacher, {of[0]}"})
-            for address, of in about.items()
-        ]
-        return _rows(corruptions_alone, images, wanted)
-
-    rows = {} if study.fresh or run.finished else found(None)
-    if len(rows) < len(about):
-        training.train_teacher(study.teacher, study._teacher_images(images))
-        rows = found(models.checkpoint_digest(run.weights()))
-    table = []
-    for address, tests in rows.items():
-        kind, rate = about[address]
-        summary = stats.corruption_summary(tested.by_severity(pd.DataFrame(tests)).assign(arm=address, seed=0)).iloc[0]
-        table.append(
-            {"teacher": kind, "rate": 100 * rate, "clean": summary["clean"], "corrupted": summary["corrupted"]}
-        )
-    return pd.DataFrame(table)
-
-
-def _sparse(study: Study, images: ImageData, kind: str, rate: float) -> nn.Module:
-    dense = run_teacher(study, images)
-    if kind == "dense":
-        return dense
-    pruned = pruning.prune_l1(dense, rate)
-    return pruned if kind == "pruned" else pruning.MixedTeacher(dense, pruned, study.option("dense_weight"), "running")
 
 
 def sources(students: Iterable[Student]) -> str:
@@ -715,9 +593,9 @@ def results_table(students: Iterable[Student]) -> pd.DataFrame:
 
 
 def curves_table(students: Iterable[Student]) -> pd.DataFrame:
-    """A row for each epoch of each run: arm, seed, epoch, test_top1."""
+    """A row for each epoch of each run after which test images were looked at: arm, seed, epoch, test_top1."""
     tables = [student.run.metrics[["epoch", "test_top1"]].assign(**student.columns) for student in students]
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True).dropna(subset="test_top1", ignore_index=True)
 
 
 def pruning_gain(study: Study, results: pd.DataFrame) -> pd.DataFrame:

@@ -1,8 +1,9 @@
-"""Where the released code and the method as described part: one switch a difference, gathered in two presets.
+"""Where the released code of a method and the method as described part: one switch a difference, gathered in two presets.
 
-SWITCHES is the one table that the configuration, the command line, the README and notebook 04 share. "released" is the
-code that produced the published students, and the default; "intended" is what the title and the abstract of the paper and
-the papers of its components say. Of R2KD itself only the title and the abstract (arXiv 2311.13934) stand behind it here.
+SWITCHES is the one table that the configuration, the command line and notebook 04 share. "released" is the code that produced
+the published students, and the default; "intended" is what the title and the abstract of the paper and the papers of its
+components say. Of R2KD itself only the title and the abstract (arXiv 2311.13934) stand behind it here; of MLKD its code, which
+computes a selection and terms that it does not use.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ class Switch:
     intended: str
     code: str  # what the released code does, and where
     method: str  # what the intended value does, and who says so
+    of: str = "R2KD"  # whose released code
 
     @property
     def key(self) -> str:
@@ -80,6 +82,33 @@ SWITCHES = (
         "the best epoch on the test split, one seed (the files are called `student_best`; seed 42)",
         "the last epoch (no epoch is chosen by the images that the result is measured on)",
     ),
+    Switch(
+        "mask",
+        "method",
+        "mean",
+        "select",
+        "a loss is a mean already when the mask of the teacher's confidence multiplies it: halved, nothing selected (`KD_ours`)",
+        "the samples and the classes that the teacher is least sure of count, the others do not (the mask that the code computes)",
+        "MLKD",
+    ),
+    Switch(
+        "strong_temperatures",
+        "method",
+        "mixed",
+        "own",
+        "of the strong view's five temperatures two are given the weak view's logits (`loss_kd_strong`)",
+        "all five are of the strong view",
+        "MLKD",
+    ),
+    Switch(
+        "strong_terms",
+        "method",
+        "dropped",
+        "kept",
+        "the strong view's class and batch terms are computed, and not added (`loss_cc_strong`, `loss_bc_strong`)",
+        "they are added, as those of the weak view",
+        "MLKD",
+    ),
 )
 
 NAMES = tuple(switch.name for switch in SWITCHES)
@@ -97,7 +126,7 @@ def preset(fidelity: str) -> dict[str, str]:
 
 
 def table() -> str:
-    """SWITCHES as a Markdown table: the one that stands in the README and in notebook 04."""
-    rows = [("switch", "released", "intended", "the released code", "the method as described"), ("---",) * 5]
-    rows += [(f"`{switch.name}`", switch.released, switch.intended, switch.code, switch.method) for switch in SWITCHES]
+    """SWITCHES as a Markdown table: the one that stands in notebook 04."""
+    rows = [("method", "switch", "released", "intended", "the released code", "the method as described"), ("---",) * 6]
+    rows += [(s.of, f"`{s.name}`", s.released, s.intended, s.code, s.method) for s in SWITCHES]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -301,6 +301,113 @@ def best_epoch(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def grid(table: pd.DataFrame) -> Figure:
+    contrasts = list(dict.fromkeys(table["contrast"]))
+    views = max((list(rows["view"]) for _, rows in table.groupby("contrast")), key=len)
+    views += [view for view in dict.fromkeys(table["view"]) if view not in views]
+    title = f"What a view adds, and which distance is ahead ({_seeds(table)}, paired; points ± 95 % interval)"
+    figure, (axes,) = _figure(table, title, size=(9.4, 0.62 * len(contrasts) + 1.9))
+    wide = table.pivot(index="contrast", columns="view", values="mean").loc[contrasts, views]
+    limit = max(table["mean"].abs().max(), 1e-9)
+    axes.imshow(wide, cmap="RdBu_r", vmin=-1.6 * limit, vmax=1.6 * limit, aspect="auto")
+    for row in table.to_dict("records"):
+        half_width = f" ± {row['half_width']:.1f}" if pd.notna(row["half_width"]) else ""
+        told = row["verdict"] in ("higher", "lower")
+        place = (views.index(row["view"]), contrasts.index(row["contrast"]))
+        words = f"{row['mean']:+.1f}{half_width}" + (" *" if told else "")
+        axes.text(*place, words, ha="center", va="center", fontsize=9, weight="bold" if told else "normal")
+    gains = set(table.loc[table["kind"] == "view", "contrast"])
+    axes.set_yticks(range(len(contrasts)), [f"{c}: view minus control" if c in gains else c for c in contrasts])
+    axes.set_xticks(range(len(views)), views)
+    axes.set_xlabel(
+        "second view (control: identity, where it was trained);  * bold: told apart from 0, Holm-adjusted over all cells"
+    )
+    axes.grid(False)
+    return figure
+
+
+def comparisons(table: pd.DataFrame) -> Figure:
+    title = f"What the study was designed to tell ({_seeds(table)}, paired)"
+    figure, (axes,) = _figure(table, title, size=(8.6, 0.34 * len(table) + 1.8))
+    rows = np.arange(len(table))[::-1]
+    for row, (_, found) in zip(rows, table.iterrows(), strict=True):
+        told = found["verdict"] in ("higher", "lower")
+        axes.errorbar(
+            found["mean"],
+            row,
+            xerr=0 if pd.isna(found["half_width"]) else found["half_width"],
+            fmt="o",
+            color=COLOURS[0],
+            markerfacecolor=COLOURS[0] if told else "white",
+            capsize=3,
+            markersize=7,
+        )
+    axes.set_yticks(rows, table["arm"] + "  minus  " + table["other"])
+    axes.axvline(0, color="0.3", linewidth=1)
+    axes.set_xlabel("last epoch's test accuracy (points; 95 % interval); filled: told apart, Holm-adjusted")
+    return figure
+
+
+def measures(table: pd.DataFrame) -> Figure:
+    labels = {
+        "loss": "negative log-likelihood (nats)",
+        "ece": "calibration error (%)",
+        "agreement": "agreement with the teacher (%)",
+        "rank_correlation": "rank correlation with the teacher",
+    }
+    shown = {name: label for name, label in labels.items() if name in set(table["measure"])}
+    arms = list(dict.fromkeys(table["arm"]))
+    title = f"Beside accuracy, on clean test images, last epoch ({_seeds(table)}; 95 % intervals)"
+    figure, axes = _figure(table, title, columns=len(shown), size=(12, 0.26 * len(arms) + 1.8))
+    for panel, (measure, label) in zip(axes, shown.items(), strict=True):
+        rows = table[table["measure"] == measure].set_index("arm").reindex(arms).reset_index()
+        _dots(panel, rows.astype({"pruned": object}).fillna({"method": "", "pruned": False}), "mean", label)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+    for panel in axes[1:]:
+        panel.set_yticklabels([])
+    return figure
+
+
+def answer_spread(table: pd.DataFrame) -> Figure:
+    kinds = [kind for kind in ("pruned", "mixed") if kind in set(table["teacher"])]
+    title = "How much a teacher's mean answer varies, by the view: lower is said to teach better"
+    figure, axes = _figure(table, title, columns=len(kinds), size=(9, 4.2), sharey=True)
+    dense = table[table["teacher"] == "dense"]
+    for panel, kind in zip(axes, kinds, strict=True):
+        _lines(panel, pd.concat([dense, table[table["teacher"] == kind]]), "rate", "mean", "view", band="half_width")
+        panel.set_title(f"{kind} teacher; 0 %: dense")
+        panel.set_xlabel("pruned (% of the weights)")
+    axes[0].set_ylabel("standard deviation of the\nmean probability (%)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", title="view")
+    return figure
+
+
+def answer_spread_gain(table: pd.DataFrame) -> Figure:
+    methods = list(dict.fromkeys(table["method"]))
+    title = f"The teacher's test of a view, and what the view adds to students ({_seeds(table)}; 95 % intervals)"
+    figure, axes = _figure(table, title, columns=len(methods), size=(9, 4), sharey=True)
+    for panel, method in zip(axes, methods, strict=True):
+        rows = table[table["method"] == method]
+        for (_, row), colour, marker in zip(rows.iterrows(), cycle(COLOURS), cycle(MARKERS), strict=False):
+            errors = row[["half_width", "spread_half_width"]].fillna(0)
+            panel.errorbar(
+                row["spread"],
+                row["mean"],
+                *errors,
+                fmt=marker,
+                color=colour,
+                capsize=3,
+                label=row["view"],
+                markersize=7,
+            )
+        panel.axhline(0, color="0.3", linewidth=1)
+        panel.set_title(f"{method}: rank correlation {rows['rank_correlation'].iloc[0]:+.2f} over {len(rows)} views")
+        panel.set_xlabel("standard deviation of the teacher's\nmean probability (%)")
+    axes[0].set_ylabel("gain of the view over its\ncontrol (points)")
+    axes[0].legend(fontsize=8)
+    return figure
+
+
 def ablation(table: pd.DataFrame) -> Figure:
     columns = {"top1": "test accuracy, last epoch (%)", "spearman": "rank correlation with the teacher"}
     title = f"As released, each switch alone, as intended ({_seeds(table)}; 95 % intervals)"
@@ -546,6 +653,11 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
         students,
         pruning_gain,
         best_epoch,
+        grid,
+        comparisons,
+        measures,
+        answer_spread,
+        answer_spread_gain,
         ablation,
         switch_effects,
         published,

@@ -4,12 +4,24 @@ Each loss computes in float32 at least, whatever autocast hands it, and is finit
 Gradients flow to both arguments; a training step computes the teacher's logits without gradient.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-__all__ = ["cross_entropy", "dist_loss", "dkd_loss", "kd_loss", "rank_loss", "soft_rank_loss", "value_loss"]
+__all__ = [
+    "cross_entropy",
+    "dist_loss",
+    "dkd_loss",
+    "kd_loss",
+    "mlkd_loss",
+    "mlkd_terms",
+    "rank_loss",
+    "soft_rank_loss",
+]
+__all__ += ["standardise", "value_loss"]
 
 _EPS = 1e-8
 _FLAT = 1e-8  # squared; the soft ranks of a sample whose classes differ clearly have norm 1
@@ -106,6 +118,88 @@ def dkd_loss(
     apart = (teacher_others - student_others).masked_fill(~others, 0)  # of the target itself it is inf - inf
     others_kl = (teacher_others.exp() * apart).sum(dim=1).mean()
     return temperature**2 * (alpha * target_kl + beta * others_kl)
+
+
+def standardise(logits: Tensor) -> Tensor:
+    """Logit standardisation: each row minus its mean, divided by its standard deviation (of C - 1). KD and others take it as logits.
+
+    Sun et al., "Logit standardization in knowledge distillation", CVPR 2024, algorithm 1; released code.
+    """
+    (values,) = _at_least_float32(logits)
+    return _centred(values) / (values.std(dim=1, keepdim=True) + 1e-7)
+
+
+def mlkd_terms(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    student_strong: Tensor,
+    teacher_strong: Tensor,
+    temperature: float = 4.0,
+    standardised: bool = False,
+    mask: Literal["mean", "select"] = "mean",
+    strong_temperatures: Literal["mixed", "own"] = "mixed",
+    strong_terms: Literal["dropped", "kept"] = "dropped",
+) -> dict[str, Tensor]:
+    """What MLKD aligns of a weak and a strong view of a batch, each summed over the temperatures `temperature`, 3, 5, 2 and 6.
+
+    kd: KL divergence (of `standardised` logits, if so); cc: squared distance of the classes' products p^T p, over C; bc: that of
+    the samples' products p p^T, over B. Unweighted. The weak view's kd and bc count the half of the samples that the teacher is
+    least sure of, its cc the half of the classes that it gives least weight to. As released each is a switch:
+
+    mask: "mean" scales the whole term by the share of the mask, and selects nothing; "select" leaves the other half out.
+    strong_temperatures: "mixed" gives the last two temperatures of the strong view the weak view's logits; "own" its own.
+    strong_terms: cc and bc of the strong view are "dropped", or "kept".
+
+    Jin, Wang & Lin, "Multi-level logit distillation", CVPR 2023; released code, KD_ours.py.
+    """
+    weak, strong = (student_logits, teacher_logits), (student_strong, teacher_strong)
+    certain = teacher_logits.softmax(dim=1)
+    samples, classes = _lower_half(certain.amax(dim=1)), _lower_half(certain.sum(dim=0))
+    ready = standardise if standardised else lambda logits: logits
+
+    def kl(view: tuple[Tensor, Tensor], t: float) -> Tensor:
+        student, teacher = (F.log_softmax(logits / t, dim=1) for logits in _at_least_float32(*map(ready, view)))
+        return t**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
+
+    def products(view: tuple[Tensor, Tensor], t: float, over_classes: bool) -> Tensor:
+        student, teacher = (p.T if over_classes else p for p in _soften(*view, t))
+        return (teacher @ teacher.T - student @ student.T).square().sum(dim=1)
+
+    def masked(rows: Tensor, of: Tensor) -> Tensor:
+        return (rows * of).mean() if mask == "select" else rows.mean() * of.mean()
+
+    terms = dict.fromkeys(("kd", "cc", "bc"), student_logits.new_zeros(()))
+    for place, t in enumerate((temperature, 3.0, 5.0, 2.0, 6.0)):
+        view = weak if strong_temperatures == "mixed" and place > 2 else strong
+        terms["kd"] = terms["kd"] + masked(kl(weak, t), samples) + kl(view, t).mean()
+        terms["cc"] = terms["cc"] + masked(products(weak, t, True), classes)
+        terms["bc"] = terms["bc"] + masked(products(weak, t, False), samples)
+        if strong_terms == "kept":
+            terms["cc"] = terms["cc"] + products(view, t, True).mean()
+            terms["bc"] = terms["bc"] + masked(products(strong, t, False), samples)
+    return terms
+
+
+def mlkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    student_strong: Tensor,
+    teacher_strong: Tensor,
+    ce_weight: float = 0.1,
+    kd_weight: float = 0.9,
+    **switches,
+) -> Tensor:
+    """MLKD: `ce_weight` times the cross-entropy of both views plus `kd_weight` times the sum of mlkd_terms(**switches)."""
+    ce = cross_entropy(student_logits, target) + cross_entropy(student_strong, target)
+    terms = mlkd_terms(student_logits, teacher_logits, student_strong, teacher_strong, **switches)
+    return ce_weight * ce + kd_weight * sum(terms.values())
+
+
+def _lower_half(values: Tensor) -> Tensor:
+    """1 where a value is at most the median (of an even count the mean of the middle two), else 0; of the values' type."""
+    values = values.detach()
+    return (values <= values.quantile(0.5)).to(values.dtype)
 
 
 def _target_and_others(logits: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,11 @@ What a method can ask for, of the view in question:
     view               "clean" or "augmented"; clean: the Answers to the clean view
 
 A method that asks for no teacher has none. Facts of an entry: `pruning_rate`, of the teacher's copy where nothing else is said;
-`second_view`, whether it cannot do without an augmented view.
+`second_view`, whether it cannot do without an augmented view; `of_pair`, a function (teacher, student), both model names, of the
+options that its authors chose by the pair: they hold where nothing else is said.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from .entries import Registry
 METHODS = Registry(
     "method",
     gives=("student", "teacher", "target", "index", "epoch", "view", "clean"),
-    facts={"pruning_rate": 0.0, "second_view": False},
+    facts={"pruning_rate": 0.0, "second_view": False, "of_pair": lambda teacher, student: {}},
     shared={"ce_weight": 1.0},
 )
 method = METHODS.entry
@@ -44,8 +45,15 @@ def ce(student: Tensor) -> Tensor:
 
 
 @method("KD", cite="Hinton, Vinyals & Dean, NIPS workshop 2014")
-def kd(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, kd_weight: float = 1.0) -> Tensor:
-    """KL divergence. With the cross-entropy at full weight, so that from R2KD only the distance differs."""
+def kd(
+    student: Tensor, teacher: Tensor, *, temperature: float = 4.0, kd_weight: float = 1.0, standardise: bool = False
+) -> Tensor:
+    """KL divergence. With the cross-entropy at full weight, so that from R2KD only the distance differs.
+
+    The field's recipe: ce_weight 0.1, kd_weight 0.9. With logit standardisation (Sun et al., CVPR 2024): ce_weight 0.1,
+    kd_weight 9, temperature 2, standardise.
+    """
+    student, teacher = _ready(standardise, student, teacher)
     return kd_weight * losses.kd_loss(student, teacher, temperature)
 
 
@@ -70,7 +78,14 @@ def r2kd(
     return value_weight * values + rank_weight * ranks
 
 
-@method("DKD", cite="Zhao et al., CVPR 2022")
+def _dkd_of_pair(teacher: str, student: str) -> dict[str, Any]:
+    """The released configurations of CIFAR-100."""
+    if teacher == "resnet32x4":
+        return {"beta": 8.0}
+    return {"beta": 2.0 if (teacher, student) == ("resnet56", "resnet20") else 6.0}
+
+
+@method("DKD", cite="Zhao et al., CVPR 2022", of_pair=_dkd_of_pair)
 def dkd(
     student: Tensor,
     teacher: Tensor,
@@ -81,7 +96,58 @@ def dkd(
     alpha: float = 1.0,
     beta: float = 8.0,
     warmup_epochs: float = 20.0,
+    standardise: bool = False,
 ) -> Tensor:
-    """Target and other classes apart; its weight grows linearly over the first epochs, as released."""
+    """Target and other classes apart; its weight grows linearly over the first epochs, as released: 20 of 240."""
+    student, teacher = _ready(standardise, student, teacher)
     warm = (epoch / warmup_epochs).clamp(max=1.0)
     return warm * losses.dkd_loss(student, teacher, target, temperature, alpha, beta)
+
+
+@method("DIST", cite="Huang et al., NeurIPS 2022")
+def dist(
+    student: Tensor, teacher: Tensor, *, temperature: float = 4.0, beta: float = 2.0, gamma: float = 2.0
+) -> Tensor:
+    """Pearson's correlation over a sample's classes and of a class over the batch; weights of the recipe for CIFAR."""
+    return losses.dist_loss(student, teacher, temperature, beta, gamma)
+
+
+@method("MLKD", cite="Jin, Wang & Lin, CVPR 2023", second_view=True, ce_weight=0.1)
+def mlkd(
+    student: Tensor,
+    teacher: Tensor,
+    view: str,
+    clean: Answers,
+    *,
+    target: Tensor,
+    temperature: float = 4.0,
+    kd_weight: float = 0.9,
+    strong_ce_weight: float = 0.1,
+    standardise: bool = False,
+    mask: Literal["mean", "select"] = "mean",
+    strong_temperatures: Literal["mixed", "own"] = "mixed",
+    strong_terms: Literal["dropped", "kept"] = "dropped",
+) -> Tensor:
+    """Samples, classes and batch aligned at five temperatures; see losses.mlkd_terms, and fidelity.SWITCHES for the last three.
+
+    All of it is said of the augmented view, whose samples are those of the clean one. The released recipe: randaugment, half of
+    the usual learning rate (0.025).
+    """
+    if view == "clean":
+        return student.new_zeros(())
+    terms = losses.mlkd_terms(
+        clean.student,
+        clean.teacher,
+        student,
+        teacher,
+        temperature,
+        standardise,
+        mask,
+        strong_temperatures,
+        strong_terms,
+    )
+    return strong_ce_weight * losses.cross_entropy(student, target) + kd_weight * sum(terms.values())
+
+
+def _ready(standardise: bool, *logits: Tensor) -> tuple[Tensor, ...]:
+    return tuple(map(losses.standardise, logits)) if standardise else logits

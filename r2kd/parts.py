@@ -84,7 +84,17 @@ class Recipe(Part):
     milestones: tuple[int, ...] | None = setting(None, "None: 150, 180 and 210 of 240 epochs, in proportion")
     momentum: float = setting(0.9, "of SGD", least=0)
     weight_decay: float = setting(5e-4, "of SGD", least=0)
+    tested_from: float = setting(0.0, "share of the epochs before which no test image is looked at", least=0)
     reported: Literal["best", "last"] = setting("best", "the epoch whose accuracy a run reports", acts=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tested_from > 1:
+            raise ValueError(f"tested_from is a share, 0 <= tested_from <= 1, not {self.tested_from}")
+
+    def tests(self, epoch: int) -> bool:
+        """Whether the test images are looked at after this epoch, from 1: the last one always is."""
+        return epoch == self.epochs or epoch > self.tested_from * self.epochs
 
 
 @dataclass(frozen=True, kw_only=True)

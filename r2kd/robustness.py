@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import acceleration, evaluation, official, records, runs
+from . import acceleration, evaluation, losses, official, records, runs
 from .attacks import ATTACKS, attacked_logits
 from .corruptions import CORRUPTIONS, SEVERITIES, constants_size, corrupt, corruption, jpeg, missing
 from .data import ImageData, Split
@@ -31,7 +31,7 @@ __all__ = ["CORRUPTIONS", "Protocol", "corrupt", "corrupted", "corruption", "mea
 
 NAME = "robustness_records.csv"
 CHUNK = 500  # images that are corrupted at once
-MEASURES = ("n", "top1", "loss", "ece", "confidence")
+MEASURES = ("n", "top1", "loss", "ece", "confidence", "value")
 AMBIGUITY_BINS = 5
 
 
@@ -140,7 +140,7 @@ def corrupted(split: Split, name: str, severity: int, seed: int = 0, as_jpeg: bo
 def measure(
     models: Mapping[str, nn.Module], images: ImageData, under: Protocol, teacher_logits: Tensor | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each model: test, name, level, n, top1, loss, ece, confidence, or as many of them as a test has.
+    """The rows of each model: test, name, level, n, top1, loss, ece, confidence, value, or as many of them as a test has.
 
     The models are in eval mode on the images' device. `teacher_logits` (N, C), of all test images, sort them by ambiguity.
     """
@@ -149,6 +149,7 @@ def measure(
     for key, logits in clean.items():
         rows[key].append(_row("clean", "all", 0, logits, images.test.labels))
         rows[key] += _calibration(models[key], images, logits)
+        rows[key] += _answers(logits, images.test.labels, teacher_logits)
         if teacher_logits is not None:
             rows[key] += _ambiguity(logits, images.test.labels, teacher_logits)
     subset, attacked = images.test.subset(under.images), images.test.subset(under.attacked_images)
@@ -223,6 +224,17 @@ def _calibration(model: nn.Module, images: ImageData, test_logits: Tensor) -> li
         figures = {"n": found["samples"], "top1": 100 * found["accuracy"], "confidence": 100 * found["confidence"]}
         rows.append({"test": "reliability", "name": "bin", "level": found["bin"]} | figures)
     return rows
+
+
+def _answers(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> list[dict]:
+    """On clean test images: top5 in percent, mean entropy in nats and confidence in percent; with a teacher, agreement in percent
+    and the mean rank correlation with its answers."""
+    values = {"top5": evaluation.accuracy(logits, labels, 5), "entropy": float(evaluation.entropy(logits).mean())}
+    values["confidence"] = 100 * float(evaluation.confidence(logits).mean())
+    if teacher_logits is not None:
+        values["agreement"] = evaluation.agreement(logits, teacher_logits)
+        values["rank_correlation"] = 1 - float(losses.rank_loss(logits, teacher_logits))
+    return [{"test": "answers", "name": name, "level": 0, "value": value} for name, value in values.items()]
 
 
 def _ambiguity(logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> list[dict]:

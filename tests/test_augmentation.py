@@ -1,5 +1,5 @@
-from r2kd import data
-from r2kd.augmentation import AUGMENTATIONS, _boxes, _in_groups, augment
+from r2kd import data, profiles
+from r2kd.augmentation import AUGMENTATIONS, STRONG, _boxes, _in_groups, _strong_operation, augment
 from r2kd.randomness import generator
 
 import pytest
@@ -34,8 +34,11 @@ def entropy(images):
 SWITCHES = [{}, {"draws": "sample"}, {"draws": "sample", "pick": "after"}]
 
 
-def test_the_six_views_are_the_papers():
-    assert list(AUGMENTATIONS) == ["none", "mixup", "cutmix", "cutout", "autoaug", "cutmixpick"]
+def test_six_of_the_views_are_the_papers_and_two_are_of_controls_and_baselines():
+    papers = ["none", "mixup", "cutmix", "cutout", "autoaug", "cutmixpick"]
+    assert list(profiles.VIEWS) == papers == [name for name in AUGMENTATIONS if name in papers]
+    assert set(AUGMENTATIONS) == {*papers, "identity", "randaugment"}
+    assert set(profiles.GRID) == {*papers, "identity"} and len(profiles.GRID) == 7
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
@@ -47,7 +50,10 @@ def test_a_view_depends_on_its_generator_alone(name, switches, digits):
     _, again = views(name, digits, **switches)
     others = [views(name, digits, seed=seed, **switches)[1] for seed in range(1, 6)]
     assert torch.equal(view, again)
-    assert name == "none" or not all(torch.equal(view, other) for other in others)
+    if name in ("none", "identity"):
+        assert all(torch.equal(seen, images) for seen in (view, *others))
+    else:
+        assert not any(torch.equal(view, other) for other in others)
     torch.random.set_rng_state(before)
     views(name, digits, **switches)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -105,10 +111,11 @@ def test_cutout_clears_one_square_of_a_quarter_of_the_side(size):
     assert max(areas) == (size // 4) ** 2 and min(areas) >= (size // 8) ** 2
 
 
-def test_autoaug_works_on_the_images_eight_bits(digits):
+@pytest.mark.parametrize("name", ["autoaug", "randaugment"])
+def test_what_torchvision_draws_is_of_eight_bits(name, digits):
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (digits.mean, digits.std))
     for seed in range(8):
-        _, view = views("autoaug", digits, seed=seed)
+        _, view = views(name, digits, seed=seed)
         pixels = (view * std + mean) * 255
         assert (pixels - pixels.round()).abs().max() < 1e-3
         assert pixels.min() > -1e-3 and pixels.max() < 255.001
@@ -277,6 +284,55 @@ def test_autoaug_of_each_sample_calls_an_operation_once_for_all_images_that_drew
     parts = torch.zeros(5, 3, 8, 8, dtype=torch.uint8).split(1)
     done = _in_groups(parts, [invert, posterize, None, invert, invert], AutoAugment())
     assert calls == [("Invert", 0.0, 3), ("Posterize", 6.0, 1)] and len(done) == 5
+
+
+def test_each_operation_of_randaugment_is_one_of_torchvisions_over_its_whole_range():
+    pixels, plain = pixels_of_all_kinds(7, 32, 32), AutoAugment()
+    for place, name in enumerate(STRONG):
+        for share in (0.0, 0.3, 1 - 2**-24):  # the last is the highest that torch.rand draws
+            (done,) = _in_groups([pixels], [_strong_operation(place, share, 32)], plain)
+            assert done.shape == pixels.shape and done.dtype == torch.uint8, name
+
+
+def test_randaugment_draws_two_operations_for_each_image_of_which_each_has_its_range(digits, monkeypatch):
+    drawn = []
+
+    def listening(parts, operations, _):
+        drawn.append(operations)
+        return list(parts)
+
+    monkeypatch.setattr("r2kd.augmentation._in_groups", listening)
+    views("randaugment", digits, count=1000)
+    assert [len(operations) for operations in drawn] == [1000, 1000] and drawn[0] != drawn[1]
+    for name, (low, high) in STRONG.items():
+        side = 32 if name.startswith("Translate") else 1
+        shares = [magnitude / side for operations in drawn for known, magnitude in operations if known == name]
+        assert 95 < len(shares) < 190 and low <= min(shares) <= max(shares) <= high, name
+        assert max(shares) - min(shares) >= 0.9 * (high - low), name
+
+
+def test_randaugment_of_each_image_is_a_draw_of_its_own(digits):
+    images = digits.normalize(digits.train.images[:1]).repeat(16, 1, 1, 1)
+    context = {"mean": digits.mean, "std": digits.std}
+    view = AUGMENTATIONS["randaugment"](images, generator(0, "randaugment"), **context)
+    assert len({image.numpy().tobytes() for image in view}) >= 15
+    alone = AUGMENTATIONS["randaugment"](images, generator(1, "randaugment"), **context)
+    assert not any(torch.equal(one, other) for one, other in zip(view, alone, strict=True))
+
+
+def test_randaugment_ends_with_a_grey_square_of_at_most_half_the_side_for_each_image():
+    images = torch.zeros(200, 3, 32, 32)
+    drawn, mean, std = generator(0, "randaugment"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    view = AUGMENTATIONS["randaugment"](images, drawn, mean=mean, std=std, operations=0)
+    pixels = ((view * 0.25 + 0.5) * 255).round().to(torch.uint8)
+    square = (pixels != 127).any(dim=1)
+    sides = torch.stack((square.any(dim=2).sum(dim=1), square.any(dim=1).sum(dim=1)))
+    assert sides.max() == 16 and sides.min() <= 1 and 4 < sides.float().mean() < 10
+    assert not same_everywhere(square)
+    grey = torch.tensor([125, 123, 114], dtype=torch.uint8).view(-1, 1, 1)
+    assert torch.equal(pixels, torch.where(square[:, None], grey, torch.tensor(127, dtype=torch.uint8)))
+    for one in square:  # rows times columns
+        assert torch.equal(one, one.any(dim=1)[:, None] & one.any(dim=0))
 
 
 def test_boxes_are_cut_by_a_pixel_where_their_side_is_odd_as_released():

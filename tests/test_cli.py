@@ -44,12 +44,28 @@ def test_the_switches_are_options_and_the_report_follows_them(capsys, tmp_path):
     result = json.loads(out)
     config = json.loads((Path(result["run"]) / "config.json").read_text())
     assert code == 0 and result["top1"] == result["last_top1"]
-    intended = fidelity.preset("intended") | {"value": "cosine"}
-    flat = {s.name: s.key if s.part in ("method", "view") else s.name for s in fidelity.SWITCHES}
+    own = [s for s in fidelity.SWITCHES if s.of == "R2KD"]
+    intended = {s.name: s.intended for s in own} | {"value": "cosine"}
+    flat = {s.name: s.key if s.part in ("method", "view") else s.name for s in own}
     assert {name: config[key] for name, key in flat.items()} == intended
     switched = [f"--{name.replace('_', '-')}={value}" for name, value in intended.items() if name != "reported"]
     code, out, _ = call(capsys, "distill", *small, *where, *switched)
     assert code == 0 and json.loads(out)["run"] == result["run"] and json.loads(out)["top1"] == result["best_top1"]
+
+
+def test_the_switches_of_mlkd_are_options_too(capsys, tmp_path):
+    where = ["--runs-root", str(tmp_path), "--device", "cpu", "--teacher", "resnet8", "--student", "resnet8"]
+    mlkd = [*TAUGHT, *where, "--method", "mlkd", "-a", "randaugment"]
+    code, out, _ = call(capsys, "distill", *mlkd, "--fidelity", "intended", "--mask", "mean")
+    run = json.loads(out)["run"]
+    config = json.loads((Path(run) / "config.json").read_text())
+    intended = {s.name: s.intended for s in fidelity.SWITCHES if s.of == "MLKD"} | {"mask": "mean"}
+    assert code == 0 and {name: config[f"method.{name}"] for name in intended} == intended
+    switched = [f"--{name.replace('_', '-')}={value}" for name, value in intended.items()]
+    code, out, _ = call(capsys, "distill", *mlkd, *switched)
+    assert code == 0 and json.loads(out)["run"] == run
+    code, _, err = call(capsys, "distill", *TAUGHT, *where, "--mask", "select")
+    assert code == 1 and "unknown setting 'method.mask'" in err
 
 
 def test_errors_are_one_line_and_an_exit_code(capsys, tmp_path):

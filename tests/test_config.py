@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 
-from r2kd import augmentation, config, methods, parts, runs, training
+from r2kd import augmentation, config, experiments, fidelity, methods, parts, runs, training
 from r2kd.config import DistillConfig, TeacherConfig
 
 import pytest
@@ -104,14 +104,15 @@ def test_all_images_and_a_number_above_them_are_one(images):
 
 
 def test_a_setting_that_is_added_with_a_default_keeps_every_run(teacher, images, monkeypatch):
-    before = {name: address(student(teacher, name), images) for name in methods.METHODS}
+    views = {name: "identity" if entry.second_view else "none" for name, entry in methods.METHODS.items()}
+    before = {name: address(student(teacher, name, view=view), images) for name, view in views.items()}
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Recipe(parts.Recipe):
         warmup: int = parts.setting(0, "epochs")
 
     monkeypatch.setattr(config, "Recipe", Recipe)
-    added = {n: dataclasses.replace(student(teacher, n), recipe=Recipe(epochs=1)) for n in methods.METHODS}
+    added = {n: dataclasses.replace(student(teacher, n, view=v), recipe=Recipe(epochs=1)) for n, v in views.items()}
     taught = dataclasses.replace(teacher, recipe=Recipe(epochs=1))
     added = {name: dataclasses.replace(made, teacher=taught) for name, made in added.items()}
     assert {name: address(made, images) for name, made in added.items()} == before
@@ -247,13 +248,89 @@ def test_a_view_that_changes_the_number_of_images_must_say_which_they_are(teache
 
 
 def test_dkd_trains_and_its_warm_up_follows_the_epoch(teacher, images, tmp_path):
-    for warmup in (1, 20):
-        made = student(teacher, f"dkd:warmup_epochs={warmup}", epochs=2, view="cutout", runs_root=str(tmp_path))
-        metrics = training.distill(made, images, progress=False).metrics
-        distances = metrics["loss_distance"].tolist()
-        if warmup == 1:
-            full = distances
-    assert distances[0] < full[0] / 10 and distances[1] / full[1] == pytest.approx(2 / 20, rel=0.5)
+    still = {"epochs": 2, "view": "cutout", "learning_rate": 1e-6, "runs_root": str(tmp_path)}
+    made = [student(teacher, f"dkd:warmup_epochs={warmup}", **still) for warmup in (1, 20)]
+    full, warm = (training.distill(one, images, progress=False).metrics["loss_distance"] for one in made)
+    assert (full > 0.1).all() and (warm / full).tolist() == pytest.approx([1 / 20, 2 / 20], rel=1e-3)
+
+
+PUBLISHED_BETA = {
+    ("resnet56", "resnet20"): 2,
+    ("resnet32x4", "resnet8x4"): 8,
+    ("resnet32x4", "ShuffleV2"): 8,
+    ("wrn_40_2", "wrn_16_2"): 6,
+    ("vgg13", "vgg8"): 6,
+    ("vgg13", "MobileNetV2"): 6,
+    ("resnet20", "resnet8"): 6,
+    ("resnet56", "resnet8"): 6,
+}
+
+
+@pytest.mark.parametrize(("pair", "beta"), PUBLISHED_BETA.items(), ids=str)
+def test_dkd_by_its_name_has_the_published_beta_of_the_pair(pair, beta):
+    taught, model = TeacherConfig.of(pair[0]), pair[1]
+    made = DistillConfig.of(model, teacher=taught, method="dkd")
+    assert made["beta"] == beta and made["alpha"] == 1 and made["warmup_epochs"] == 20
+    (told,) = experiments.study(teacher=pair[0], student=model, arms="dkd").arms.values()
+    assert told["beta"] == beta
+    for other in set(methods.METHODS) - {"dkd"}:
+        view = "identity" if methods.METHODS[other].second_view else "none"
+        named = DistillConfig.of(model, teacher=taught, method=other, view=view)
+        assert named.method == methods.METHODS.choose(other)
+
+
+def test_dkd_keeps_a_beta_that_is_said():
+    def beta(method, **settings):
+        return DistillConfig.of("resnet20", teacher=TeacherConfig.of("resnet56"), method=method, **settings)["beta"]
+
+    assert beta("dkd:beta=8") == beta(methods.METHODS.choose("dkd")) == 8  # the function's default, and yet said
+    assert beta("dkd:beta=3") == beta(methods.METHODS.choose("dkd:beta=3")) == beta("dkd", beta=3) == 3
+    assert beta("dkd:alpha=9,warmup_epochs=5") == 2
+    pair = {"teacher": "resnet56", "student": "resnet20"}
+    arms = {"published": "dkd", "text": "dkd:beta=8", "setting": "dkd beta=4", "choice": methods.METHODS.choose("dkd")}
+    made = experiments.study(**pair, arms=arms).arms
+    assert {label: config["beta"] for label, config in made.items()} == {
+        "published": 2,
+        "text": 8,
+        "setting": 4,
+        "choice": 8,
+    }
+    assert experiments.study(**pair, arms="dkd", beta=5).first["beta"] == 5
+
+
+def test_a_method_that_needs_a_second_view_is_refused_without():
+    taught = TeacherConfig.of("resnet8")
+    with pytest.raises(ValueError, match="method 'mlkd' needs a second view, and 'none' is none"):
+        DistillConfig.of("resnet8", teacher=taught, method="mlkd")
+    assert list(DistillConfig.of("resnet8", teacher=taught, method="mlkd", view="identity").views) == [
+        "clean",
+        "augmented",
+    ]
+    with pytest.raises(ValueError, match="method 'mlkd' asks for labels, and view 'cutmix' keeps none"):
+        DistillConfig.of("resnet8", teacher=taught, method="mlkd", view="cutmix")
+
+
+def test_a_second_view_of_the_same_images_doubles_the_distance_of_the_first_step(teacher, images, tmp_path):
+    made = [student(teacher, "kd", view=view, runs_root=str(tmp_path)) for view in ("none", "identity")]
+    assert [list(one.views) for one in made] == [["clean"], ["clean", "augmented"]]
+    one, two = (training.distill(config, images, progress=False) for config in made)
+    assert one != two and one.metrics["loss_ce"][0] == two.metrics["loss_ce"][0]
+    assert two.metrics["loss_distance"][0] == pytest.approx(2 * one.metrics["loss_distance"][0], rel=1e-5)
+
+
+def test_mlkd_as_intended_turns_its_own_three_switches_and_r2kd_its_own(teacher, images):
+    released = student(teacher, "mlkd", view="randaugment")
+    intended = released.with_preset("intended")
+    assert intended == student(teacher, "mlkd", view="randaugment", fidelity="intended")
+    own = {s.name: s for s in fidelity.SWITCHES if s.of == "MLKD"}
+    assert list(own) == ["mask", "strong_temperatures", "strong_terms"]
+    apart = {name: value for name, value in intended.method.options.items() if value != released.method.options[name]}
+    assert apart == {name: s.intended for name, s in own.items()}
+    assert {name: released[s.key] for name, s in own.items()} == {name: s.released for name, s in own.items()}
+    before, after = released.acts(images), intended.acts(images)
+    assert {part for part in after if after[part] != before[part]} == {"method"}
+    r2kd = student(teacher, fidelity="intended")
+    assert not set(own) & set(r2kd.method.options) and (r2kd["rank"], r2kd["value"]) == ("soft", "pearson")
 
 
 def test_a_models_answer_must_be_logits(teacher, images, tmp_path):

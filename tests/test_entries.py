@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import r2kd
-from r2kd import __main__, augmentation, config, data, entries, experiments, methods, models, parts, robustness
+from r2kd import __main__, augmentation, config, data, entries, methods, models, parts, profiles, robustness
 from r2kd.entries import Registry
 
 import nbformat
@@ -115,7 +115,7 @@ def test_the_kinds_say_who_they_are():
         for name, entry in kind.items():
             assert entry.name == name and entry.label and entry.kind == kind.kind
     cited = [entry for kind in (methods.METHODS, augmentation.AUGMENTATIONS) for entry in kind.values()]
-    assert {entry.name for entry in cited if not entry.cite} == {"ce", "none"}
+    assert {entry.name for entry in cited if not entry.cite} == {"ce", "none", "identity"}
 
 
 def sources():
@@ -171,4 +171,4 @@ def test_a_new_setting_is_an_option_of_the_command_line_and_a_setting_of_a_study
 
 
 def test_the_package_names_its_kinds_once():
-    assert r2kd.__version__ and set(experiments.VIEWS) <= set(augmentation.AUGMENTATIONS)
+    assert r2kd.__version__ and set(profiles.GRID) | set(profiles.VIEWS) <= set(augmentation.AUGMENTATIONS)

@@ -1,4 +1,8 @@
-from r2kd import acceleration, data, experiments, fidelity, stats, training
+from collections import Counter
+from dataclasses import replace
+from itertools import product
+
+from r2kd import acceleration, data, experiments, fidelity, profiles, stats, training
 from r2kd.arm import Arm
 from r2kd.experiments import study
 
@@ -20,7 +24,7 @@ def test_the_pairs_are_the_papers():
 
 def test_the_paper_profile_is_the_released_recipe():
     paper = study("paper", pair="vgg13_mv2")
-    teacher, students = paper.teacher, paper.students(0)
+    teacher, students = paper.teacher, paper.students(0).values()
     assert (teacher["epochs"], teacher["batch_size"], teacher.learning_rate) == (240, 64, 0.05)
     assert (teacher["momentum"], teacher["weight_decay"], teacher["train_images"]) == (0.9, 5e-4, None)
     assert {student.learning_rate for student in students} == {0.01}
@@ -30,14 +34,115 @@ def test_the_paper_profile_is_the_released_recipe():
     assert {s["pruning_rate"] for s in r2kd} == {0.0, 0.1}
 
 
-@pytest.mark.parametrize("profile", experiments.PROFILES)
+@pytest.mark.parametrize("profile", ["smoke", "paper"])
 def test_a_study_has_each_method_each_augmentation_with_and_without_pruning(profile):
     made = study(profile)
     assert {config.method.label for config in made.arms.values()} == {"cross-entropy", "KD", "R2KD"}
     r2kd = {(config.view.name, config.pruned) for config in made.arms.values() if config.method.name == "r2kd"}
-    assert r2kd == {(view, pruned) for view in experiments.VIEWS for pruned in (False, True)}
-    assert len(made.seeds) >= (2 if profile == "smoke" else 3)
-    assert set(made.shown) < set(made.arms) and len(made.shown) == 5
+    assert r2kd == {(view, pruned) for view in profiles.VIEWS for pruned in (False, True)}
+    assert len(made.seeds) == (2 if profile == "smoke" else 3) and not made.seeds_of
+
+
+@pytest.mark.parametrize("profile", experiments.PROFILES)
+def test_what_crowded_figures_draw_and_what_verdicts_are_of_is_among_the_arms(profile):
+    made, of = study(profile), experiments.PROFILES[profile]
+    assert set(made.shown) < set(made.arms) and len(made.shown) == len(of.shown) >= 5
+    assert set(of.verdicts) < set(made.arms) and made.reference == "cross-entropy"
+    assert all(set(made.students(seed)) <= set(made.arms) for seed in made.seeds)
+
+
+def test_quick_has_r2kd_with_every_view_and_once_with_the_pruned_teacher():
+    made = study("quick")
+    by = Counter((config.method.name, config.view.name, config.pruned) for config in made.arms.values())
+    dense = {("r2kd", view, False) for view in profiles.VIEWS}
+    beside = {("ce", "none", False), ("kd", "none", False), ("kd", "cutmixpick", False), ("r2kd", "cutmixpick", True)}
+    assert by == Counter(dense | beside) and len(made.arms) == 10
+    assert made.seeds == (0, 1, 2, 3, 4) and not made.seeds_of
+
+
+def test_the_study_crosses_two_distances_with_seven_views_in_nothing_else_apart():
+    made = study("small")
+    assert len(made.arms) == 29
+    grid = [c for c in made.arms.values() if c.method.name in ("kd", "r2kd") and not (c.method.changed or c.pruned)]
+    crossed = Counter((config.method.name, config.view.name) for config in grid)
+    assert crossed == Counter(product(("kd", "r2kd"), profiles.GRID)) and len(grid) == 14
+    first = grid[0]
+    assert all(replace(c, method=first.method, view=first.view, pruning=first.pruning) == first for c in grid)
+    assert {config["ce_weight"] for config in grid} == {1.0} and not any(config.view.changed for config in grid)
+
+
+def test_the_study_has_the_baselines_by_their_own_recipes_and_r2kd_switch_by_switch():
+    made = study("small").arms
+    recipes = {
+        "KD, 0.1 and 0.9": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4, "standardise": False},
+        "KD, standardised": {"ce_weight": 0.1, "kd_weight": 9, "temperature": 2, "standardise": True},
+        "DKD": {"ce_weight": 1, "alpha": 1, "beta": 6, "warmup_epochs": 5, "standardise": False},
+        "DKD, standardised": {"alpha": 9, "beta": 81, "warmup_epochs": 5, "temperature": 4, "standardise": True},
+        "DIST": {"ce_weight": 1, "beta": 2, "gamma": 2, "temperature": 4},
+        "MLKD, released": {"ce_weight": 0.1, "kd_weight": 0.9, "mask": "mean", "learning_rate": 0.025},
+        "MLKD, intended": {"ce_weight": 0.1, "kd_weight": 0.9, "mask": "select", "learning_rate": 0.025},
+    }
+    for label, wanted in recipes.items():
+        assert {name: made[label][name] for name in wanted} == wanted, label
+        assert made[label].view.name == ("randaugment" if label.startswith("MLKD") else "none")
+    turned = {label: config for label, config in made.items() if label.startswith("R2KD, ")}
+    own = [s for s in fidelity.SWITCHES if s.of == "R2KD" and s.name != "reported"]
+    away = {label: [s.name for s in own if config[s.key] != s.released] for label, config in turned.items()}
+    names = [s.name for s in own]
+    each = {f"R2KD, {s.name}: {s.intended}": [s.name] for s in own}
+    assert away == {"R2KD, released": []} | each | {"R2KD, intended": names}
+    assert all(config.pruned and config.view.name == "cutmixpick" for config in turned.values())
+
+
+def test_the_study_teaches_by_a_teacher_of_all_images_students_of_a_fifth():
+    made = study("small")
+    teacher, student = (
+        [c[name] for name in ("train_images", "validation_images", "epochs", "precision")]
+        for c in (made.teacher, made.first)
+    )
+    assert teacher == [50_000, 0, 60, "bfloat16"] and student == [10_000, 1000, 30, "bfloat16"]
+    assert {config.data for config in made.arms.values()} == {made.first.data}
+    assert {config.teacher for config in made.arms.values()} == {made.teacher}
+
+
+def seeds_by_arm(made):
+    return {arm: [seed for seed in range(20) if arm in made.students(seed)] for arm in made.arms}
+
+
+def test_arms_of_a_verdict_have_ten_seeds_and_the_others_five():
+    made = study("small")
+    more = {"cross-entropy", "KD cutmixpick", "R2KD cutmixpick", "DKD", "DIST"}
+    more |= {arm for arm in made.arms if arm.startswith("R2KD, ")}
+    assert len(more) == 12 and made.seeds == tuple(range(10))
+    assert seeds_by_arm(made) == {arm: list(range(10 if arm in more else 5)) for arm in made.arms}
+    for seed in (0, 7):
+        students = made.students(seed)
+        assert {arm: replace(made.arms[arm], seed=seed) for arm in students} == students
+        assert list(students) == [arm for arm in made.arms if arm in students]
+
+
+@pytest.mark.parametrize(("asked", "had"), [(2, [0, 1]), (7, [*range(7)]), ((3, 8), [3, 8])], ids=str)
+def test_seeds_that_are_asked_for_are_those_of_every_arm(asked, had):
+    made = study("small", seeds=asked)
+    assert list(made.seeds) == had and seeds_by_arm(made) == dict.fromkeys(made.arms, had)
+
+
+def test_as_many_seeds_as_most_arms_have_are_another_study_than_the_usual_one():
+    usual, five = study("small"), study("small", seeds=5)
+    assert seeds_by_arm(five) == {arm: [*range(5)] for arm in usual.arms} != seeds_by_arm(usual)
+    assert five.figures != usual.figures
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"seeds": 2}, {"temperature": 3}, {"epochs": 2, "train_images": 500}], ids=str
+)
+def test_the_ablation_trains_nothing_that_the_study_does_not(settings):
+    small = study("small", **settings)
+    made = experiments.ablation(small)
+    assert made.seeds == tuple(range(settings.get("seeds", 10))) and not made.seeds_of
+    for seed in made.seeds:
+        trained = list(small.students(seed).values())
+        assert all(config in trained for config in made.students(seed).values())
 
 
 def test_of_a_data_sets_recipe_and_a_profiles_scale_the_smaller_acts():
@@ -79,15 +184,16 @@ def test_the_pruned_teachers_gain_is_of_arms_that_differ_in_nothing_else():
 def test_the_ablation_turns_each_switch_alone_and_all_of_them():
     small = study("small", temperature=3)
     made = experiments.ablation(small)
-    assert made.figures == small.figures and made.first["epochs"] == 8 and made.teacher["epochs"] == 30
+    assert made.figures == small.figures and made.first["epochs"] == 30 and made.teacher["epochs"] == 60
     turned = {name: config for name, config in made.arms.items() if config.method.name == "r2kd"}
     assert list(made.arms) == ["cross-entropy", "released", *list(turned)[1:-1], "intended"]
+    own = [s for s in fidelity.SWITCHES if s.of == "R2KD"]
     for name, config in turned.items():
         assert (config.view.name, config["pruning_rate"], config["temperature"]) == ("cutmixpick", 0.1, 3)
-        away = [s.name for s in fidelity.SWITCHES if config[s.key] != s.released]
-        expected = {"released": [], "intended": list(fidelity.NAMES)}.get(name, [name.split(":")[0]])
+        away = [s.name for s in own if config[s.key] != s.released]
+        expected = {"released": [], "intended": [s.name for s in own]}.get(name, [name.split(":")[0]])
         assert away == expected
-    assert {name.split(":")[0] for name in turned} == {"released", "intended", *fidelity.NAMES} - {"reported"}
+    assert {name.split(":")[0] for name in turned} == {"released", "intended", *(s.name for s in own)} - {"reported"}
 
 
 def test_a_study_as_intended_has_the_same_arms_and_figures_of_its_own():
@@ -151,7 +257,7 @@ def test_a_name_of_two_parts_needs_its_part():
 
 
 def test_of_the_pruning_a_setting_is_for_the_arms_that_prune():
-    made = study(pruning_rate=0.3)
+    made = study("smoke", pruning_rate=0.3)
     assert {config["pruning_rate"] for config in made.arms.values() if config.pruned} == {0.3}
     assert not any(config.pruned for config in made.arms.values() if config.method.name != "r2kd")
     assert len([config for config in made.arms.values() if config.pruned]) == 6
@@ -162,7 +268,7 @@ def test_labels_are_what_differs_among_the_arms():
     epochs = "R2KD, temperature 4, epochs 20", "R2KD, temperature 1, epochs 20", "KD, epochs 20", "KD, epochs 7"
     assert tuple(two.arms) == epochs
     assert list(study(temperature=2, arms="ce; r2kd cutmix").arms) == ["cross-entropy", "R2KD cutmix, pruned"]
-    beside = study(arms="+ dkd; r2kd:temperature=4 mixup", temperature=2)
+    beside = study("smoke", arms="+ dkd; r2kd:temperature=4 mixup", temperature=2)
     assert list(beside.arms)[:3] == ["cross-entropy", "KD", "KD cutmix"] and "DKD" in beside.shown
     assert beside.arms["R2KD mixup, pruned, temperature 4"]["temperature"] == 4
     assert beside.arms["R2KD mixup, pruned, temperature 2"]["temperature"] == 2
@@ -201,7 +307,7 @@ def test_studies_that_differ_share_no_figures(tmp_path):
         {"fidelity": "intended"},
         {"plain": True},
         {"image_size": 32},
-        {"seeds": 5},
+        {"seeds": 4},
         {"seeds": (3, 4, 5)},
         {"arms": "ce; kd"},
         {"arms": "ce; kd mixup"},
@@ -221,7 +327,7 @@ def test_studies_that_differ_share_no_figures(tmp_path):
     folders = [study(**change).figures for change in changes]
     assert len(set(folders)) == len(changes)
     assert study(temperature=2.0).figures == study(temperature="2").figures == study(temperature=2).figures
-    for nothing in ({"device": "cpu"}, {"runs_root": "elsewhere"}, {"fresh": True}, {"seeds": 3}):
+    for nothing in ({"device": "cpu"}, {"runs_root": "elsewhere"}, {"fresh": True}, {"seeds": 5}):
         assert study(**nothing).figures == folders[0]
 
 

@@ -44,6 +44,77 @@ def test_no_loss_of_the_golden_file_is_left_out(golden):
     assert names - {"student", "teacher", "target"} == set(RELEASED)
 
 
+BASELINES = {
+    "ls_kd_T2": lambda s, t, y, ss, ts: losses.kd_loss(losses.standardise(s), losses.standardise(t), 2.0),
+    "ls_dkd_a1_b2_T2": lambda s, t, y, ss, ts: losses.dkd_loss(
+        losses.standardise(s), losses.standardise(t), y, 2.0, 1.0, 2.0
+    ),
+    "mlkd_ce": lambda s, t, y, ss, ts: 0.1 * (losses.cross_entropy(s, y) + losses.cross_entropy(ss, y)),
+    "mlkd_kd": lambda s, t, y, ss, ts: 0.9 * losses.mlkd_terms(s, t, ss, ts)["kd"],
+    "mlkd_cc": lambda s, t, y, ss, ts: 0.9 * losses.mlkd_terms(s, t, ss, ts)["cc"],
+    "mlkd_bc": lambda s, t, y, ss, ts: 0.9 * losses.mlkd_terms(s, t, ss, ts)["bc"],
+    "mlkd_total": losses.mlkd_loss,
+    "ls_mlkd_total_T2_w9": functools.partial(losses.mlkd_loss, kd_weight=9.0, temperature=2.0, standardised=True),
+}
+
+
+@pytest.mark.parametrize("case", ["small", "tiny", "peaked"])
+@pytest.mark.parametrize("name", BASELINES)
+def test_values_and_gradients_of_the_baselines_are_the_released_ones(name, case, golden):
+    numbers, given = np.load(golden / "baselines.npz"), np.load(golden / "losses.npz")
+    student = torch.tensor(given[f"{case}/student"], requires_grad=True)
+    strong = torch.tensor(numbers[f"{case}/student_strong"], requires_grad=True)
+    teacher, target = (torch.tensor(given[f"{case}/{name}"]) for name in ("teacher", "target"))
+    loss = BASELINES[name](student, teacher, target, strong, torch.tensor(numbers[f"{case}/teacher_strong"]))
+    assert loss.item() == pytest.approx(float(numbers[f"{case}/{name}"]), rel=1e-9)
+    loss.backward()
+    for logits, key in ((student, "grad"), (strong, "grad_strong")):
+        if f"{case}/{name}/{key}" in numbers:
+            wanted = numbers[f"{case}/{name}/{key}"]
+            found = np.zeros_like(wanted) if logits.grad is None else logits.grad.numpy()
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-12)
+
+
+def test_no_baseline_of_the_golden_file_is_left_out(golden):
+    names = {key.split("/")[1] for key in np.load(golden / "baselines.npz")}
+    assert names - {"student_strong", "teacher_strong"} == set(BASELINES)
+
+
+def test_each_switch_of_mlkd_changes_its_own_terms_alone():
+    student, teacher = logits(0, 8, 10, 2.0)
+    strong = logits(1, 8, 10, 2.0)
+    released = losses.mlkd_terms(student, teacher, *strong)
+    changed = {
+        "mask": ("select", {"kd", "cc", "bc"}),
+        "strong_temperatures": ("own", {"kd"}),
+        "strong_terms": ("kept", {"cc", "bc"}),
+    }
+    for switch, (value, wanted) in changed.items():
+        terms = losses.mlkd_terms(student, teacher, *strong, **{switch: value})
+        assert {name for name in terms if not torch.isclose(terms[name], released[name])} == wanted
+
+
+def test_the_mask_as_released_selects_nothing_and_as_intended_leaves_out_what_the_teacher_is_sure_of():
+    _, teacher = logits(0, 8, 10, 2.0)
+    sure = teacher.softmax(1).amax(1) > teacher.softmax(1).amax(1).quantile(0.5)
+    other = teacher + torch.randn(8, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    strong = (teacher, teacher)
+    student = torch.where(sure[:, None], other, teacher).requires_grad_()  # apart where the teacher is sure
+    kept = losses.mlkd_terms(student, teacher, *strong, mask="select", strong_temperatures="own")["kd"]
+    scaled = losses.mlkd_terms(student, teacher, *strong, strong_temperatures="own")["kd"]
+    assert kept.item() == pytest.approx(0, abs=1e-9) and scaled.item() > 0.1
+
+
+def test_standardised_logits_have_no_scale_and_constant_ones_a_gradient():
+    student, teacher = logits(0, 8, 10, 2.0)
+    found = losses.standardise(3 * student + 5)
+    torch.testing.assert_close(found, losses.standardise(student))
+    torch.testing.assert_close(found.std(dim=1), torch.ones(8, dtype=torch.float64))
+    flat = torch.zeros(8, 10, dtype=torch.float64, requires_grad=True)
+    losses.kd_loss(losses.standardise(flat), losses.standardise(teacher)).backward()
+    assert flat.grad.isfinite().all()
+
+
 def logits(seed: int, batch: int, classes: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     draws = torch.Generator().manual_seed(seed)
     return tuple(scale * torch.randn(batch, classes, generator=draws, dtype=torch.float64) for _ in range(2))

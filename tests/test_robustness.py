@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
-from r2kd import data, evaluation, experiments, models, parts, published, records, robustness, stats, tested
+from r2kd import data, evaluation, experiments, models, parts, published, records, robustness, stats, teachers, tested
 from r2kd.robustness import Subject
 
 import pandas as pd
@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 FEW = parts.Tests(corruptions="fog+contrast", attacks="fgsm", robust_images=40, attacked_images=20)
 
@@ -107,6 +108,30 @@ def test_a_row_says_what_a_model_answers_to_a_test(digits, under):
     assert rows[(rows["test"] == "ambiguity") & (rows["name"] == "entropy")]["n"].sum() == 100
     assert rows[rows["test"] == "reliability"]["n"].sum() == 50  # the half that no temperature was fitted on
     assert "ambiguity" not in set(pd.DataFrame(robustness.measure({"a": model}, digits, under)["a"])["test"])
+
+
+def test_what_a_model_answers_to_clean_images_is_told_beside_what_its_teacher_answers(digits):
+    p = torch.tensor([512.0, 256, 128, 64, 32, 16, 8, 4, 2, 1]) / 1023  # whatever the image
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)).eval()
+    nn.init.zeros_(model[2].weight)
+    model[2].bias.data = p.log()
+    teacher = torch.cat((3 * p.log().expand(75, 10), p.log().flip(0).expand(25, 10)))  # the same order, and the reverse
+    alone = robustness.protocol(FEW.with_options(corruptions="none", attacks="none"), digits)
+
+    def answers(*teacher_logits):
+        rows = robustness.measure({"a": model}, digits, alone, *teacher_logits)["a"]
+        assert {row["level"] for row in rows if row["test"] == "answers"} == {0}
+        told = [{row["name"]: row["value"] for row in r if row["test"] == "answers"} for r in (rows, packed(rows))]
+        assert told[0] == pytest.approx(told[1], rel=1e-4)
+        return told[0]
+
+    def packed(rows):
+        return robustness.unpacked(robustness.packed(rows))
+
+    own = {"top5": float((digits.test.labels < 5).sum()), "entropy": float(-(p * p.log()).sum())}
+    own["confidence"] = 100 * 512 / 1023
+    assert answers() == pytest.approx(own, rel=1e-5)
+    assert answers(teacher) == pytest.approx(own | {"agreement": 75, "rank_correlation": 0.75 - 0.25}, rel=1e-5)
 
 
 def test_a_temperature_is_fitted_on_validation_images_where_there_are_some(digits):
@@ -252,16 +277,16 @@ def test_tables_of_what_was_found(finished):
 
 def test_pruned_teachers_are_tested_and_recorded(finished):
     study, images, _, _ = finished
-    table = experiments.pruned_teachers(study, images, rates=(0.0, 0.9)).set_index(["teacher", "rate"])
+    table = teachers.pruned_teachers(study, images, rates=(0.0, 0.9)).set_index(["teacher", "rate"])
     assert table.loc[("pruned", 0)].equals(table.loc[("dense", 0)]) and table.loc[("mixed", 0)].equals(
         table.loc[("dense", 0)]
     )
-    assert experiments.pruned_teachers(study, images, rates=(0.0, 0.9)).set_index(["teacher", "rate"]).equals(table)
+    assert teachers.pruned_teachers(study, images, rates=(0.0, 0.9)).set_index(["teacher", "rate"]).equals(table)
     elsewhere = replace(
         study.teacher, machine=replace(study.teacher.machine, runs_root=str(study.all_figures / "no runs"))
     )
     gone = replace(study, teacher=elsewhere, fresh=False)
-    assert experiments.pruned_teachers(gone, images, rates=(0.0, 0.9)).set_index(["teacher", "rate"]).equals(table)
+    assert teachers.pruned_teachers(gone, images, rates=(0.0, 0.9)).set_index(["teacher", "rate"]).equals(table)
     assert not (study.all_figures / "no runs").exists()  # told from the records, nothing is trained
 
 

@@ -99,12 +99,13 @@ def test_three_updates_are_the_released_ones(mode, switches, plain, golden):
 def test_intended_differs_from_released_in_the_switches_of_the_table_and_in_nothing_else(golden):
     picked = {"taught_by": _teacher("resnet32"), "root": ".", "view": "cutmixpick"}
     released, intended = (student(**picked, fidelity=name) for name in ("released", "intended"))
-    for switch in fidelity.SWITCHES:
+    own = [switch for switch in fidelity.SWITCHES if switch.of == "R2KD"]
+    for switch in own:
         assert released[switch.key] == switch.released != switch.intended == intended[switch.key]
-    each = {switch.name: switch.intended for switch in fidelity.SWITCHES}
+    each = {switch.name: switch.intended for switch in own}
     assert released == student(**picked) != intended == student(**picked, **each)
     apart = {key for key, value in intended.settings().items() if value != released.settings()[key]}
-    assert apart == {switch.key.replace("pruning.", "").replace("recipe.", "") for switch in fidelity.SWITCHES}
+    assert apart == {switch.key.replace("pruning.", "").replace("recipe.", "") for switch in own}
 
     def losses_of(**switches):
         _, arm, _, given = golden_step(golden, **switches)
@@ -113,11 +114,54 @@ def test_intended_differs_from_released_in_the_switches_of_the_table_and_in_noth
         return (arm.sums / arm.images).tolist()
 
     as_released = losses_of()
-    each = {switch.name: switch.intended for switch in fidelity.SWITCHES}
     for name in ("rank", "value", "pruned_batchnorm"):  # the other three act before the step, or after the last
         changed = losses_of(**{name: each[name]})
         assert changed[1] == as_released[1] and abs(changed[2] / as_released[2] - 1) > 1e-3
     assert losses_of(fidelity="intended") == losses_of(rank="soft", value="pearson", pruned_batchnorm="running")
+
+
+MLKD = {switch.name: switch.intended for switch in fidelity.SWITCHES if switch.of == "MLKD"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        MLKD,
+        *({name: value} for name, value in MLKD.items()),
+        {"standardise": True, "temperature": 2.0, "kd_weight": 9.0},
+    ],
+    ids=str,
+)
+def test_mlkd_as_an_entry_adds_up_to_the_loss_of_its_paper(settings):
+    draws = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 8, 10, generator=draws, dtype=torch.float64)
+    target = torch.randint(10, (8,), generator=draws)
+    config = student(_teacher("resnet8"), ".", method="mlkd", view="randaugment", **settings)
+
+    def entry(clean, teacher, strong, teacher_strong):
+        answers = {"clean": Answers(clean, teacher, target), "augmented": Answers(strong, teacher_strong, target)}
+        return sum(student_loss(config, answers, torch.tensor(1.0), torch.arange(8)))
+
+    def published(clean, teacher, strong, teacher_strong):
+        switches = {{"standardise": "standardised"}.get(name, name): value for name, value in settings.items()}
+        return losses.mlkd_loss(clean, teacher, target, strong, teacher_strong, **switches)
+
+    found = []
+    for loss in (entry, published):
+        given = logits.clone().requires_grad_()
+        value = loss(*given)
+        value.backward()
+        found.append((value.detach(), given.grad[[0, 2]]))
+    torch.testing.assert_close(*found)
+    assert found[0][0] > 0.1 and found[0][1].abs().amax(dim=(1, 2)).min() > 1e-4
+
+
+def test_mlkd_trains_on_both_views(images, teacher, tmp_path):
+    both = [student(teacher, tmp_path, method="mlkd", view="autoaug", epochs=1, fidelity=f) for f in fidelity.PRESETS]
+    released, intended = (training.distill(config, images, progress=False) for config in both)
+    assert released != intended and not same_weights(released, intended)
+    assert np.isfinite(released.metrics[["loss", "loss_ce", "loss_distance"]].to_numpy()).all()
 
 
 def test_the_augmented_view_is_drawn_as_the_switches_say(images, teacher, monkeypatch):

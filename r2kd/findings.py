@@ -1,0 +1,172 @@
+"""What a study found on clean images: tables of paired differences, and the sentences that they allow.
+
+`results` is experiments.results_table: a row a student, with arm, seed and its accuracies. Differences are paired by seed; a
+family of verdicts is one table, Holm-adjusted in it; see stats.judged.
+"""
+
+from itertools import permutations
+
+import pandas as pd
+
+from . import stats
+from .augmentation import AUGMENTATIONS
+from .experiments import Study
+from .profiles import GRID
+from .tested import ARM
+
+TELLS = {
+    "higher": "is above",
+    "lower": "is below",
+    "not told apart": "is not told apart from",
+    "one seed": "has one seed with",
+}
+
+
+def grid_arms(study: Study) -> dict[tuple[str, str], str]:
+    """(method's label, view) -> arm, of the arms that differ in method and view alone: no option turned, the dense teacher."""
+    found = {}
+    for arm, config in study.arms.items():
+        plain = not (config.method.changed or config.view.changed or config.pruned)
+        usual = config.recipe == study.first.recipe and all(
+            config.method[name] == value for name, value in config.method.entry.usual.items()
+        )
+        if config.taught and plain and usual and config.view.name in GRID:
+            found.setdefault((config.method.label, config.view.name), arm)
+    views = pd.Series([method for method, _ in found], dtype=object).value_counts()
+    return {(method, view): arm for (method, view), arm in found.items() if views[method] > 1}
+
+
+def grid(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.DataFrame:
+    """The grid as paired differences, one family: contrast, kind, view, mean, half_width, n, p, p_holm, verdict.
+
+    kind "view": what a view adds to a distance beyond a second view that changes nothing (where there is none, beyond one
+    view); "one view": what having no second view adds; "distance": the second distance minus the first under a view;
+    "interaction": what a view adds to the second minus what it adds to the first.
+    """
+    arms = grid_arms(study)
+    wide = results.pivot_table(index="seed", columns="arm", values=value)
+    methods = list(dict.fromkeys(method for method, _ in arms))
+    gains: dict[str, dict[str, pd.Series]] = {}
+    cells = []
+    for method in methods:
+        mine = {view: arms[(method, view)] for view in GRID if (method, view) in arms}
+        control = min(mine, key=lambda view: (not AUGMENTATIONS[view].control, AUGMENTATIONS[view].drawn))
+        gains[method] = {view: wide[arm] - wide[mine[control]] for view, arm in mine.items() if view != control}
+        for view, gain in gains[method].items():
+            cells.append((method, "view" if AUGMENTATIONS[view].drawn else "one view", view, gain))
+    for method in methods[1:]:
+        name = f"{method} - {methods[0]}"
+        for view in GRID:
+            pair = [arms.get((known, view)) for known in (method, methods[0])]
+            if all(pair):
+                cells.append((name, "distance", view, wide[pair[0]] - wide[pair[1]]))
+        for view in GRID:
+            pair = [gains[known].get(view) for known in (method, methods[0])]
+            if AUGMENTATIONS[view].drawn and pair[0] is not None and pair[1] is not None:
+                cells.append((f"gain, {name}", "interaction", view, pair[0] - pair[1]))
+    keys = ["contrast", "kind", "view"]
+    rows = [
+        stats.mean_interval(
+            difference.dropna().to_frame("d").assign(contrast=contrast, kind=kind, view=view), keys, "d"
+        )
+        for contrast, kind, view, difference in cells
+        if difference.notna().any()
+    ]
+    return stats.judged(
+        pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*keys, "mean", "n", "half_width"])
+    )
+
+
+def comparisons(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.DataFrame:
+    """The comparisons that the study was designed for, one family; see stats.compared."""
+    return stats.compared(results, study.comparisons, value)
+
+
+def measures(results: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
+    """arm and measure: mean, half_width, n, of what is told of a student beside its last epoch's accuracy.
+
+    top5, ece, confidence, agreement and flattery in percent or points, loss and entropy in nats. flattery: the best epoch on the
+    test images minus the last.
+    """
+    answers = tests[tests["test"] == "answers"].pivot_table(index=["arm", "seed"], columns="name", values="value")
+    clean = tests[tests["test"] == "clean"].set_index(["arm", "seed"])[["loss", "ece"]]
+    wide = results.set_index(["arm", "seed"]).join(answers).join(clean).reset_index()
+    wide = wide.assign(flattery=wide["best_top1"] - wide["last_top1"])
+    names = ("top5", "loss", "ece", "confidence", "entropy", "agreement", "rank_correlation", "flattery")
+    tables = [stats.mean_interval(wide, ARM, name).assign(measure=name) for name in names if name in wide]
+    return pd.concat(tables, ignore_index=True)
+
+
+def spread_and_gain(spread: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """What the teacher's test says of a view beside what the view adds to students: a row for each view and distance of the grid.
+
+    spread: the table of the figure answer_spread (view, teacher, rate, and mean and half_width in percent), of which the dense
+    teacher counts. table: `grid`. Columns: method, view, spread and spread_half_width, mean, half_width, n (of the gain, in points),
+    and the method's rank_correlation over the views.
+    """
+    dense = spread.loc[spread["rate"] == 0, ["view", "mean", "half_width"]]
+    dense = dense.rename(columns={"mean": "spread", "half_width": "spread_half_width"})
+    gains = table[table["kind"] == "view"].rename(columns={"contrast": "method"})
+    joined = gains.merge(dense, on="view")
+    ranks = {
+        method: rows["spread"].rank().corr(rows["mean"].rank()) for method, rows in joined.groupby("method", sort=False)
+    }
+    columns = ["method", "view", "spread", "spread_half_width", "mean", "half_width", "n"]
+    return joined[columns].assign(rank_correlation=joined["method"].map(ranks))
+
+
+def spread_words(table: pd.DataFrame) -> str:
+    """Whether the views of a lower spread are those that add more: rank correlations, and how often chance alone gives as much."""
+    said = []
+    for method, rows in table.groupby("method", sort=False):
+        found, p = rows["rank_correlation"].iloc[0], _chance(rows)
+        said.append(f"{method}: rank correlation {found:+.2f} over {len(rows)} views (p = {p:.2f})")
+    return f"Spread against gain: {'; '.join(said)}. The claim is a negative one."
+
+
+def _chance(rows: pd.DataFrame) -> float:
+    """The share of all orders of the views whose rank correlation is at least as far from 0."""
+    spread, gain = rows["spread"].rank(), rows["mean"].rank()
+    found = abs(spread.corr(gain))
+    orders = [abs(spread.corr(pd.Series(order, index=spread.index))) for order in permutations(gain)]
+    return sum(other >= found - 1e-9 for other in orders) / len(orders)
+
+
+def flattery_words(results: pd.DataFrame) -> str:
+    """How much the best epoch on the test images flatters, over all runs, and what validation images would choose."""
+    added = results["best_top1"] - results["last_top1"]
+    said = f"Over {len(added)} runs the best epoch is {added.mean():.2f} points above the last on average ({added.min():.2f} to {added.max():.2f})."
+    if "chosen_top1" in results:
+        chosen = (results["chosen_top1"] - results["last_top1"]).mean()
+        said += f" The epoch that the validation images choose is {chosen:+.2f} points from it."
+    return said
+
+
+def comparison_words(table: pd.DataFrame) -> list[str]:
+    """A sentence a row of `comparisons`."""
+    return [
+        f"{row.arm} {TELLS[row.verdict]} {row.other}: {row.mean:+.2f} ± {row.half_width:.2f} points (n = {row.n})."
+        for row in table.itertuples()
+    ]
+
+
+def grid_words(table: pd.DataFrame) -> list[str]:
+    """A sentence a distance: which views help it, which hurt it, and how large an effect of the others could hide."""
+    said = []
+    for method, rows in table[table["kind"] == "view"].groupby("contrast", sort=False):
+        parts = []
+        for verdict, word in (("higher", "help"), ("lower", "hurt")):
+            if names := [f"{row.view} ({row.mean:+.1f})" for row in rows.itertuples() if row.verdict == verdict]:
+                parts.append(f"{_listed(names)} {word}{'s' if len(names) == 1 else ''}")
+        rest = rows[rows["verdict"] == "not told apart"]
+        if len(rest):
+            hidden = (rest["mean"].abs() + rest["half_width"]).max()
+            parts.append(
+                f"{_listed(list(rest['view']))} cannot be told from 0 (an effect of {hidden:.1f} points could hide)"
+            )
+        said.append(f"{method}: {'; '.join(parts)}.")
+    return said
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -1,0 +1,174 @@
+"""The paper's pairs, and the profiles: studies of a scale, with the arms that they compare."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import fidelity
+
+PAIRS = {  # teacher, student: the paper's six
+    "wrn402_wrn162": ("wrn_40_2", "wrn_16_2"),
+    "res56_res20": ("resnet56", "resnet20"),
+    "res32x4_res8x4": ("resnet32x4", "resnet8x4"),
+    "vgg13_vgg8": ("vgg13", "vgg8"),
+    "vgg13_mv2": ("vgg13", "MobileNetV2"),
+    "res32x4_shuv2": ("resnet32x4", "ShuffleV2"),
+}
+SMALL_PAIRS = {"res20_res8": ("resnet20", "resnet8"), "wrn162_res8": ("wrn_16_2", "resnet8")}  # ours, for two CPU cores
+VIEWS = ("none", "mixup", "cutmix", "cutout", "autoaug", "cutmixpick")  # the paper's
+STUDY_EPOCHS = 80
+GRID = ("none", "identity", *VIEWS[1:])  # and what a second view changes by itself
+
+
+def _arms(kd_views: Sequence[str]) -> tuple[str, ...]:
+    """Cross-entropy; KD with some views or all; R2KD with each, from the dense teacher and with the pruned one."""
+    dense = (f"r2kd {view} pruning_rate=0" for view in VIEWS)
+    return ("ce", *(f"kd {view}" for view in kd_views), *dense, *(f"r2kd {view}" for view in VIEWS))
+
+
+def plain(text: str) -> str:
+    """ "kd none" is "kd"."""
+    return text.replace(" none", "")
+
+
+def switched() -> dict[str, str]:
+    """R2KD as released, with cutmixpick and the pruned teacher, where every switch has something to act on; each switch; all."""
+    trained = [
+        s for s in fidelity.SWITCHES if s.of == "R2KD" and s.part != "recipe"
+    ]  # what a run reports trains nothing
+    switches = {f"{s.name}: {s.intended}": f"r2kd cutmixpick {s.key}={s.intended}" for s in trained}
+    return {"released": "r2kd cutmixpick"} | switches | {"intended": "r2kd cutmixpick fidelity=intended"}
+
+
+def _study_arms() -> dict[str, str]:
+    """The study of `small`: a grid of two distances and seven views, the field's baselines, and R2KD switch by switch.
+
+    Question. What is R2KD worth against what users compare with, and does augmentation hurt KL divergence and help correlation
+    distance, as its abstract says?
+    Arms. The grid: cross-entropy of the clean view at 1, the distance on each view, the dense teacher. The baselines by their
+    own recipes (DKD's warm-up as the same share of the epochs, 20 of 240). R2KD as released, as intended, each switch alone.
+    Power. Notebook 02 has it, from the pilot in figures/cifar100/pilot.
+    """
+    grid = {"KD": "kd {}", "R2KD": "r2kd {} pruning_rate=0"}
+    crossed = {
+        f"{label} {view}".removesuffix(" none"): plain(arm.format(view)) for label, arm in grid.items() for view in GRID
+    }
+    warm = f"warmup_epochs={STUDY_EPOCHS * 20 / 240:.3g}"
+    recipe, standardised = "ce_weight=0.1,kd_weight=0.9", "temperature=2,standardise=true"
+    mlkd = "mlkd randaugment learning_rate=0.025"
+    baselines = {
+        "KD, 0.1 and 0.9": f"kd:{recipe}",
+        "KD, standardised": f"kd:ce_weight=0.1,kd_weight=9,{standardised}",
+        "DKD": f"dkd:{warm}",
+        "DKD, standardised": f"dkd:{warm},alpha=9,beta=81,standardise=true",  # temperature 4, and 9 x 9: what --logit-stand sets
+        "DIST": "dist",
+        "MLKD, released": mlkd,
+        "MLKD, intended": f"{mlkd} fidelity=intended",
+    }
+    r2kd = {f"R2KD, {label}": arm for label, arm in switched().items()}
+    return {"cross-entropy": "ce"} | crossed | baselines | r2kd
+
+
+def pair_models(pair: str) -> tuple[str, str]:
+    """(teacher, student) of a pair's name. Raises ValueError for an unknown one."""
+    known = PAIRS | SMALL_PAIRS
+    if pair not in known:
+        raise ValueError(f"unknown pair {pair!r}; known: {', '.join(known)}")
+    return known[pair]
+
+
+def _study_comparisons() -> tuple[tuple[str, str], ...]:
+    """What carries a verdict: R2KD against the field, its parts, and each switch."""
+    others = ("KD cutmixpick", "DKD", "DIST", "R2KD cutmixpick", "R2KD, intended")
+    switches = [f"R2KD, {label}" for label in switched() if ":" in label]
+    against = [("R2KD, released", other) for other in others]
+    return (*against, ("R2KD cutmixpick", "KD cutmixpick"), *((switch, "R2KD, released") for switch in switches))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The settings of a study. `scale`: of its images and epochs, where the data set's own recipe has no fewer.
+
+    `comparisons`: the pairs of arms that the study is designed to tell apart, by their labels; they are one family.
+    `settings`: others, the teacher's among them. `arms`: texts, by label or not; `verdicts`: the labels of those that have
+    `verdict_seeds`, as what is said of them carries a verdict. `shown`: the arms that crowded figures draw, as texts or labels.
+    `ablation`: settings of notebook 04's students alone. `fresh`: whether runs of which there is only a record are trained
+    again: where that takes minutes. `tests`: settings of parts.Tests.
+    """
+
+    summary: str
+    dataset: str
+    pairs: tuple[str, ...]
+    scale: Mapping[str, int]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 3
+    arms: tuple[str, ...] | Mapping[str, str] = _arms(("none", "cutmix"))
+    comparisons: tuple[tuple[str, str], ...] = ()
+    verdicts: tuple[str, ...] = ()
+    verdict_seeds: int = 0
+    shown: tuple[str, ...] = ("ce", "kd", "kd cutmix", "r2kd", "r2kd cutmix")
+    ablation: Mapping[str, Any] = field(default_factory=dict)
+    tests: Mapping[str, Any] = field(default_factory=dict)
+    fresh: bool = False
+
+
+PROFILES = {
+    "smoke": Profile(
+        "does everything run: 1 epoch, 128 images",
+        "digits",
+        ("res20_res8",),
+        {"train_images": 128, "test_images": 200, "epochs": 1},
+        seeds=2,
+        tests={"corruptions": "impulse_noise+glass_blur+snow+pixelate", "robust_images": 20, "attacked_images": 10},
+        fresh=True,
+    ),
+    "quick": Profile(
+        "digits, 10 arms, 5 seeds: minutes on 2 cores",
+        "digits",
+        ("res20_res8",),
+        {"train_images": 1000, "test_images": 1000, "epochs": 20},
+        seeds=5,
+        arms=("ce", "kd", "kd cutmixpick", *(f"r2kd {view} pruning_rate=0" for view in VIEWS), "r2kd cutmixpick"),
+        comparisons=(
+            ("KD", "cross-entropy"),
+            ("R2KD", "KD"),
+            ("R2KD cutmixpick", "KD cutmixpick"),
+            ("R2KD cutmixpick, pruned", "R2KD cutmixpick"),
+        ),
+        shown=("ce", "kd", "kd cutmixpick", "r2kd pruning_rate=0", "r2kd cutmixpick"),
+        tests={"robust_images": 100, "attacked_images": 50},
+        fresh=True,
+    ),
+    "small": Profile(
+        "the study: CIFAR-100, 5,000 images, 80 epochs, 29 arms, 5 or 10 seeds; half a day on 2 cores",
+        "cifar100",
+        ("res20_res8",),
+        {"train_images": 5000, "epochs": STUDY_EPOCHS},
+        settings={
+            "precision": "bfloat16",
+            "tested_from": 0.6,
+            "teacher.tested_from": 0.0,
+            "validation_images": 1000,
+            "teacher.train_images": 50_000,
+            "teacher.validation_images": 0,
+            "teacher.epochs": 60,
+        },
+        seeds=5,
+        arms=_study_arms(),
+        comparisons=_study_comparisons(),
+        verdicts=(
+            "cross-entropy",
+            "KD cutmixpick",
+            "R2KD cutmixpick",
+            "DKD",
+            "DIST",
+            *(f"R2KD, {label}" for label in switched()),
+        ),
+        verdict_seeds=10,
+        shown=("cross-entropy", "KD, 0.1 and 0.9", "DKD", "DIST", "KD cutmixpick", "R2KD, released", "R2KD, intended"),
+        ablation={"seeds": 10},
+    ),
+    "paper": Profile(
+        "the full recipe: six pairs, 240 epochs, 3 seeds; needs a GPU", "cifar100", tuple(PAIRS), {}, arms=_arms(VIEWS)
+    ),
+}

@@ -1,0 +1,189 @@
+"""What a teacher, its pruned copies and their mixtures answer: what the student is shown, before any student is trained."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import count, islice
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from . import acceleration, evaluation, experiments, models, pruning, robustness, stats, tested, training
+from .augmentation import augment
+from .batch import Batch, Teachers, epoch_batches
+from .config import CLEAN
+from .data import ImageData
+from .entries import Choice
+from .experiments import Study
+from .frozen import frozen
+from .progress import tqdm
+from .randomness import generator
+
+GROUP = 5  # batches of 64 of each view, whose answers are averaged
+
+
+def teachers_table(study: Study, images: ImageData, teacher: nn.Module, shown: int = 1024) -> pd.DataFrame:
+    """What the dense, the pruned and the mixed teacher say to `shown` training images under each view, in batches of 64.
+
+    A row for each view and teacher: view, teacher, entropy (the mean, in nats), and top1, how often in percent it names the
+    label of the image (of the first one, where two are mixed).
+    """
+    pruned = pruning.prune_l1(teacher, study.option("pruning_rate"))
+    mixed = pruning.MixedTeacher(teacher, pruned, study.option("dense_weight"), study.option("pruned_batchnorm"))
+    few = images.train.shuffled().subset(shown)
+    context = {"mean": images.mean, "std": images.std, "policy": images.policy, "epoch": torch.tensor(1.0)}
+    rows = []
+    for name, view in study.views.items():
+        draws = generator(0, name)
+        answers, labels = {"dense": [], "pruned": [], "mixed": []}, []
+        for batch, target in few.batches(torch.arange(len(few)).split(64)):
+            if len(batch) > 1:  # BatchNorm needs neighbours
+                with torch.inference_mode(), acceleration.exact():
+                    clean = images.normalize(batch)
+                    augmented, index = augment(view, clean, draws, teacher=teacher, target=target, **context)
+                    dense, sparse = teacher(augmented), pruned(augmented)
+                for kind, logits in (("dense", dense), ("pruned", sparse), ("mixed", mixed.mix(dense, sparse))):
+                    answers[kind].append(logits)
+                labels.append(target[index])
+        for kind, logits in answers.items():
+            said, named = torch.cat(logits), torch.cat(labels)
+            row = {"view": name, "teacher": kind, "entropy": float(evaluation.entropy(said).mean())}
+            rows.append(row | {"top1": evaluation.accuracy(said, named)})
+    return pd.DataFrame(rows)
+
+
+def pruned_teachers(
+    study: Study, images: ImageData, rates: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9)
+) -> pd.DataFrame:
+    """What the teacher, its pruned copy at each rate and their mixture know clean and corrupted.
+
+    A row a network: teacher ("dense", "pruned", "mixed"), rate in percent, clean and corrupted, accuracy in percent, the latter
+    the mean over corruptions and severities.
+    """
+    corruptions_alone = replace(study, tests=study.tests.with_options(attacks="none"))
+    if not corruptions_alone.protocol(images).corruptions:
+        return pd.DataFrame()
+    run = study.teacher.run(study.teacher_images(images))
+    kinds = [("dense", 0.0), *((kind, rate) for kind in ("pruned", "mixed") for rate in rates)]
+    weight = f"{study.option('dense_weight'):g}"
+    about = {f"{run.address}+{kind}={rate:g},{weight}": (kind, rate) for kind, rate in kinds}
+
+    def found(weights: str | None) -> dict[str, list[dict[str, Any]]]:
+        make = partial(_sparse, study, images)
+        wanted = [
+            robustness.Subject(address, weights, partial(make, *of), {"arm": f"teacher, {of[0]}"})
+            for address, of in about.items()
+        ]
+        return experiments.test_rows(corruptions_alone, images, wanted)
+
+    rows = {} if study.fresh or run.finished else found(None)
+    if len(rows) < len(about):
+        training.train_teacher(study.teacher, study.teacher_images(images))
+        rows = found(models.checkpoint_digest(run.weights()))
+    table = []
+    for address, tests in rows.items():
+        kind, rate = about[address]
+        summary = stats.corruption_summary(tested.by_severity(pd.DataFrame(tests)).assign(arm=address, seed=0)).iloc[0]
+        table.append(
+            {"teacher": kind, "rate": 100 * rate, "clean": summary["clean"], "corrupted": summary["corrupted"]}
+        )
+    return pd.DataFrame(table)
+
+
+def _sparse(study: Study, images: ImageData, kind: str, rate: float) -> nn.Module:
+    dense = experiments.run_teacher(study, images)
+    if kind == "dense":
+        return dense
+    pruned = pruning.prune_l1(dense, rate)
+    return pruned if kind == "pruned" else pruning.MixedTeacher(dense, pruned, study.option("dense_weight"), "running")
+
+
+def answer_spread(
+    study: Study,
+    images: ImageData,
+    teacher: nn.Module,
+    rates: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    groups: int = 20,
+    repeats: int = 5,
+) -> pd.DataFrame:
+    """T.stddev, a test of a view that needs only a teacher: how much its mean answer varies. Lower goes with better students.
+
+    The mean probability vector (softmax at T = 1, eval mode) over a group of batches of 64, GROUP clean and GROUP of the view
+    (clean alone where there is no second view); its standard deviation over `groups` groups (n - 1), averaged over the classes.
+    Of the dense teacher, its pruned copy at each rate, and their mixture with the study's weight, all on the same batches.
+    A row for each of `repeats` draws, view and network: repeat, view, teacher, rate in percent, spread, in percent.
+    Wang et al., "What makes a good data augmentation in knowledge distillation", NeurIPS 2022; released code.
+    """
+    copies = {rate: frozen(pruning.prune_l1(teacher, rate)) for rate in rates}
+    dense, weight, views = frozen(teacher), study.option("dense_weight"), list(study.views.values())
+    rows = []
+    with tqdm(total=repeats * groups, desc="mean answers", unit="group") as bar:
+        for repeat in range(repeats):
+            means: dict[tuple, list[Tensor]] = {}
+            for group in islice(_groups(images, teacher, views, repeat), groups):
+                answers = [_answers(dense, copies, weight, batch.images) for batch in group]
+                for view in views:
+                    shown = dict.fromkeys((CLEAN, view)) if view.entry.drawn else (CLEAN,)
+                    for network in answers[0]:
+                        p = torch.cat([said[network][kind] for said in answers for kind in shown])
+                        means.setdefault((view.name, *network), []).append(p.mean(dim=0))
+                bar.update()
+            for (view, kind, rate), vectors in means.items():
+                spread = 100 * float(torch.stack(vectors).std(dim=0).mean())
+                rows.append({"repeat": repeat, "view": view, "teacher": kind, "rate": 100 * rate, "spread": spread})
+    return pd.DataFrame(rows)
+
+
+def _groups(images: ImageData, teacher: nn.Module, views: list[Choice], repeat: int) -> Iterator[list[Batch]]:
+    """Batches as a training meets them, GROUP by GROUP, epoch after epoch, without end."""
+    drawn, dense, group = {view for view in views if view.entry.drawn}, Teachers(teacher), []
+    for epoch in count():
+        for batch in epoch_batches(images, drawn, dense, seed=repeat, epoch=epoch, batch_size=64):
+            group.append(batch)
+            if len(group) == GROUP:
+                yield group
+                group = []
+
+
+@torch.inference_mode()
+@acceleration.exact()
+def _answers(
+    dense: nn.Module, copies: dict[float, nn.Module], weight: float, shown: dict[Choice, Tensor]
+) -> dict[tuple[str, float], dict[Choice, Tensor]]:
+    """By (kind, rate) and view, (B, C): the softmax of what each network answers. Images that are two views' are asked for once."""
+    found: dict[tuple[str, float], dict[Choice, Tensor]] = {}
+    known: dict[int, Choice] = {}
+    for view, batch in shown.items():
+        same = known.setdefault(id(batch), view)
+        if same is not view:
+            for answers in found.values():
+                answers[view] = answers[same]
+            continue
+        said = dense(batch)
+        logits = {("dense", 0.0): said}
+        for rate, copy in copies.items():
+            logits[("pruned", rate)] = sparse = copy(batch)
+            logits[("mixed", rate)] = weight * said + (1 - weight) * sparse
+        for network, values in logits.items():
+            found.setdefault(network, {})[view] = values.float().softmax(dim=1)
+    return found
+
+
+def spread_words(table: pd.DataFrame, rate: float) -> str:
+    """What a table of mean spreads (view, teacher, rate in percent, mean, half_width) says of the views, and of pruning at `rate`."""
+    dense = table[table["rate"] == 0].sort_values("mean")
+    order = ", ".join(f"{row.view} ({row.mean:.2f} %)" for row in dense.itertuples())
+    said = [f"By the dense teacher, from the lowest spread: {order}."]
+    of_dense = dense.set_index("view")
+    for kind in dict.fromkeys(table.loc[table["rate"] == rate, "teacher"]):
+        rows = table[(table["rate"] == rate) & (table["teacher"] == kind)].set_index("view")
+        apart = rows["mean"] - of_dense["mean"].loc[rows.index]
+        beyond = apart.abs() > rows["half_width"] + of_dense["half_width"].loc[rows.index]
+        lower, higher = int((beyond & (apart < 0)).sum()), int((beyond & (apart > 0)).sum())
+        said.append(
+            f"With {rate:g} % pruned, the {kind} teacher's spread is lower under {lower} and higher under {higher} of {len(rows)} "
+            "views by more than the two intervals."
+        )
+    return " ".join(said)
