@@ -1,0 +1,143 @@
+from r2kd import data, experiments, figures, findings, stats, teachers
+from r2kd.profiles import GRID
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def study():
+    return experiments.study("small")
+
+
+def results(study, gains, noise=0.1, seeds=6):
+    """A table as experiments.results_table: `gains` by arm, points above 30."""
+    draws, rows = np.random.default_rng(0), []
+    for seed in range(seeds):
+        shared = draws.normal(0, 1)
+        for arm, config in study.arms.items():
+            top1 = 30 + shared + gains.get(arm, 0) + noise * draws.normal()
+            row = {"arm": arm, "method": config.method.label, "augmentation": config.view.name, "pruned": config.pruned}
+            rows.append(row | {"seed": seed, "last_top1": top1, "best_top1": top1 + 0.25})
+    return pd.DataFrame(rows)
+
+
+def test_the_grid_is_of_arms_that_differ_in_distance_and_view_alone(study):
+    arms = findings.grid_arms(study)
+    assert set(arms) == {(method, view) for method in ("KD", "R2KD") for view in GRID}
+    assert arms["R2KD", "cutmixpick"] == "R2KD cutmixpick" and arms["KD", "none"] == "KD"
+
+
+def test_a_view_is_compared_with_the_identity_view_by_seed(study):
+    found = findings.grid(study, results(study, {"KD identity": 1, "KD mixup": 3, "R2KD cutout": -1}, noise=1e-6))
+    cells = found.set_index(["contrast", "view"])["mean"]
+    assert cells["KD", "mixup"] == pytest.approx(2, abs=1e-4) and cells["KD", "none"] == pytest.approx(-1, abs=1e-4)
+    assert cells["KD", "autoaug"] == pytest.approx(-1, abs=1e-4) and cells["R2KD", "cutout"] == pytest.approx(
+        -1, abs=1e-4
+    )
+    assert cells["R2KD - KD", "identity"] == pytest.approx(-1, abs=1e-4)
+    assert cells["gain, R2KD - KD", "mixup"] == pytest.approx(-2, abs=1e-4)
+    assert found["n"].eq(6).all() and len(found) == 6 + 6 + 7 + 5
+
+
+def test_without_an_identity_view_the_control_is_having_none():
+    quick = experiments.study("quick")
+    found = findings.grid(quick, results(quick, {"R2KD mixup": 2}, noise=1e-6))
+    assert found.set_index(["contrast", "view"])["mean"]["R2KD", "mixup"] == pytest.approx(2, abs=1e-4)
+    assert set(found["kind"]) == {"view", "distance", "interaction"}
+
+
+def test_the_sentence_of_the_grid_calls_help_and_hurt_what_the_table_does(study):
+    table = findings.grid(study, results(study, {"KD mixup": 2, "KD cutmix": -2}))
+    kd, r2kd = findings.grid_words(table)
+    assert (
+        kd.startswith("KD: mixup (+")
+        and "helps; cutmix (-" in kd
+        and "hurts; cutout, autoaug and cutmixpick cannot" in kd
+    )
+    assert "help" not in r2kd and "hurt" not in r2kd
+
+
+def test_the_designed_comparisons_are_paired_and_one_family(study):
+    table = findings.comparisons(study, results(study, {"R2KD, released": 1, "DKD": 3}))
+    assert list(zip(table["arm"], table["other"], strict=True)) == list(study.comparisons)
+    told = table.set_index(["arm", "other"])
+    assert told.loc[("R2KD, released", "DKD"), "verdict"] == "lower"
+    assert told.loc[("R2KD, released", "DIST"), "verdict"] == "higher"
+    assert told.loc[("R2KD cutmixpick", "KD cutmixpick"), "verdict"] == "not told apart"
+    words = findings.comparison_words(table)
+    assert words[1].startswith("R2KD, released is below DKD: -") and words[1].endswith("points (n = 6).")
+
+
+def test_holms_adjustment_is_that_of_his_example():
+    means, n = [4.0, 3.0, 2.5, 0.0], 10
+    table = pd.DataFrame({"mean": means, "half_width": 2.0, "n": n})
+    told = stats.judged(table)
+    order = told["p"].to_numpy()
+    assert (np.diff(order) > 0).all()
+    by_hand = np.maximum.accumulate(np.minimum(order * np.array([4, 3, 2, 1]), 1))
+    assert told["p_holm"].to_numpy() == pytest.approx(by_hand)
+    assert told["p"][3] == 1 and told["verdict"][3] == "not told apart"
+    edge = stats.judged(pd.DataFrame({"mean": [2.0], "half_width": [2.0], "n": [n]}))
+    assert edge["p"][0] == pytest.approx(0.05)
+
+
+def test_one_seed_has_no_verdict():
+    told = stats.judged(pd.DataFrame({"mean": [1.0, 5.0], "half_width": [np.nan, 1.0], "n": [1, 5]}))
+    assert told["verdict"].tolist() == ["one seed", "higher"]
+
+
+def test_what_a_test_can_find_it_finds_as_often_as_promised():
+    from scipy.stats import ttest_1samp
+
+    shift = stats.detectable(2.0, 10, power=0.8)
+    draws = np.random.default_rng(0).normal(shift, 2.0, (4000, 10))
+    assert (ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.02)
+    with pytest.raises(ValueError, match="three pairs"):
+        stats.detectable(1.0, 2)
+
+
+def test_a_teachers_spread_beside_the_gains_of_its_students(study):
+    gains = {f"{method} {view}": i for method in ("KD", "R2KD") for i, view in enumerate(GRID[2:])}
+    table = findings.grid(study, results(study, gains, noise=1e-6))
+    spread = pd.DataFrame(
+        [{"view": v, "teacher": "dense", "rate": 0, "mean": 9 - i, "half_width": 0.1} for i, v in enumerate(GRID)]
+        + [{"view": v, "teacher": "pruned", "rate": 10, "mean": 1, "half_width": 0.1} for v in GRID]
+    )
+    joined = findings.spread_and_gain(spread, table)
+    assert len(joined) == 10 and joined["rank_correlation"].tolist() == pytest.approx([-1] * 10)
+    assert "rank correlation -1.00 over 5 views (p = 0.02)" in findings.spread_words(joined)
+    assert "pruned teacher's spread is lower under 7 and higher under 0 of 7" in teachers.spread_words(spread, 10)
+
+
+def test_flattery_is_of_all_runs(study):
+    assert "0.25 points above the last on average (0.25 to 0.25)" in findings.flattery_words(results(study, {}))
+
+
+def test_a_mean_answer_varies_as_its_groups_do():
+    made = experiments.study("smoke")
+    images = data.load("digits").subset(320, 10)
+
+    class Steady(torch.nn.Linear):
+        def forward(self, images):
+            return torch.zeros(len(images), 10)
+
+    class Bright(torch.nn.Linear):
+        def forward(self, images):
+            return torch.stack([images.mean(dim=(1, 2, 3))] + 9 * [torch.zeros(len(images))], dim=1)
+
+    still = teachers.answer_spread(made, images, Steady(1, 1), rates=(), groups=3, repeats=1)
+    assert still["spread"].max() < 1e-5 and set(still["view"]) == set(made.views)
+    found = teachers.answer_spread(made, images, Bright(1, 1), rates=(), groups=3, repeats=1).set_index("view")[
+        "spread"
+    ]
+    assert found["identity"] == pytest.approx(found["none"], rel=1e-4) and found["none"] > 0
+
+
+@pytest.mark.parametrize("name", ["grid", "comparisons"])
+def test_a_finding_is_drawn_from_its_table(study, tmp_path, name):
+    table = getattr(findings, name)(study, results(study, {"KD mixup": 2}))
+    assert figures.save(name, table, tmp_path, "made up") is not None
+    assert (tmp_path / f"{name}.png").stat().st_size > 5_000
