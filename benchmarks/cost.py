@@ -33,7 +33,7 @@ def seconds_per_step(study: experiments.Study, images: ImageData) -> tuple[float
         teacher = study.teacher.with_settings(few | {"runs_root": folder})
         students = [
             dataclasses.replace(student.with_settings(few | {"runs_root": folder}), teacher=teacher)
-            for student in study.students(0).values().values()
+            for student in study.students(0).values()
         ]
         alone = training.train_teacher(teacher, images, progress=False)
         together = training.distill_all(students, images, progress=False)

@@ -1,7 +1,6 @@
 """What bfloat16 does to a student's accuracy: python -m benchmarks.precision
 
-Question: is a student of the profile `small` (CIFAR-100, 10,000 images, 30 epochs, resnet20 teaches resnet8) another one when it
-trains in bfloat16? Arms: R2KD with cutmix and the pruned teacher, which has in it all that a step can, in both precisions, of one
+Question: is a student (CIFAR-100, 10,000 images, 30 epochs, resnet20 teaches resnet8) another one when it trains in bfloat16? Arms: R2KD with cutmix and the pruned teacher, which has in it all that a step can, in both precisions, of one
 teacher trained in float32, paired by seed, tested in float32 on all 10,000 images. What it can see: students of 8 epochs that
 differed in one switch differed by 0.5 to 0.7 points (standard deviation over seeds, from the half widths in the README), so five
 seeds see 0.6 to 0.9 points. Rows of finished runs go to the study's records.csv, and are not computed again. Writes precision.csv
@@ -18,11 +17,13 @@ import pandas as pd
 
 ARMS = ("r2kd cutmix",)
 PRECISIONS = ("float32", "bfloat16")
+SCALE = {"train_images": 10_000, "validation_images": 0, "epochs": 30, "tested_from": 0.0}
+SCALE |= {"teacher.train_images": 10_000, "teacher.epochs": 30, "teacher.precision": "float32"}
 
 
 def study(seeds: int, **settings) -> experiments.Study:
     arms = [f"{arm} precision={precision}" for arm in ARMS for precision in PRECISIONS]
-    return experiments.study("small", arms=arms, seeds=seeds, **settings)
+    return experiments.study("small", arms=arms, seeds=seeds, **SCALE, **settings)
 
 
 def compared(results: pd.DataFrame) -> pd.DataFrame:

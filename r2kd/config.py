@@ -189,10 +189,10 @@ class DistillConfig(TeacherConfig):
         return made.with_preset(fidelity).with_settings(settings)
 
     def with_preset(self, name: str) -> Self:
-        """The same with the switches of fidelity.SWITCHES that its parts have. Raises ValueError for an unknown preset."""
+        """The same with the switches of its method that its parts have. Raises ValueError for an unknown preset."""
         values = fidelity.preset(name)
         known = {}
-        for switch in fidelity.SWITCHES:
+        for switch in fidelity.of(self.method.label):
             option = self.parts[switch.part].settings.get(switch.name)
             if option is not None and set(option.choices) == set(switch.values):
                 known[switch.key] = values[switch.name]

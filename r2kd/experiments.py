@@ -126,6 +126,9 @@ class Study:
         kept = f", {len(images.validation):,} validation" if images.validation else ""
         epochs = [_epochs(config) for config in (self.teacher, self.first)]
         own = "" if epochs[0] == epochs[1] else f", students {epochs[1]}"
+        taught = self.teacher.data.train_images
+        if taught != self.first.data.train_images and not self.teacher.checkpoint:
+            teacher += f" (of {taught:,} images)" if taught else " (of all images)"
         chosen = {(config.precision, config.machine.precision) for config in self.arms.values()}
         half = "; in bfloat16" if chosen == {("bfloat16", "auto")} else ""  # what was asked for is in `said`
         return (
@@ -202,7 +205,8 @@ def study(profile: str = "quick", **settings) -> Study:
     own = data.recipe(dataset)
     scale = own | {name: min(value, own.get(name, value)) for name, value in chosen.scale.items()}
     base = {"dataset": dataset} | scale
-    under = dict(chosen.settings) | given
+    usual = {} if set(scale) & set(own) else chosen.settings  # a data set with a recipe of its own is a smaller one
+    under = dict(usual) | given
     taught, used = _teacher(TeacherConfig.of(teacher, checkpoint=design.teacher_checkpoint, **base), under)
     specified = _specified(design.arms, chosen)
     configs = [_configure(spec, student, taught, base, under, design.fidelity, used) for _, spec, _ in specified]
@@ -428,7 +432,7 @@ def _name(profile: str, design: Design, given: Mapping[str, Any], configs: list[
         own = [sorted(c.data.options.items() - usual) for c in configs]  # mostly none: the names of old folders stay
         parts = ((c.model.acts(), c.method.acts(), c.view.acts(), c.pruning.acts(), c.recipe.acts()) for c in configs)
         settings["arms"] = digest(tuple(repr((*acts, *data)) for acts, data in zip(parts, own, strict=True)))[:6]
-    if design.seeds is not None and design.seeds != PROFILES[profile].seeds:
+    if design.seeds is not None and (PROFILES[profile].verdict_seeds or design.seeds != PROFILES[profile].seeds):
         settings["seeds"] = design.seeds
     return name + "".join(f"-{key}={_short(value)}" for key, value in sorted(settings.items()))
 

@@ -118,6 +118,11 @@ PRESETS = {
 }
 
 
+def of(method: str) -> tuple[Switch, ...]:
+    """The switches of a method, by its label; of a method that has none R2KD's, as views and recipe are theirs."""
+    return tuple(s for s in SWITCHES if s.of == method) or tuple(s for s in SWITCHES if s.of == SWITCHES[0].of)
+
+
 def preset(fidelity: str) -> dict[str, str]:
     """The value of every switch. Raises ValueError for an unknown preset."""
     if fidelity not in PRESETS:

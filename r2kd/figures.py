@@ -301,11 +301,15 @@ def best_epoch(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def grid(table: pd.DataFrame) -> Figure:
+def grid_corrupted(table: pd.DataFrame) -> Figure:
+    return grid(table, "Under corruption")
+
+
+def grid(table: pd.DataFrame, where: str = "On clean images") -> Figure:
     contrasts = list(dict.fromkeys(table["contrast"]))
     views = max((list(rows["view"]) for _, rows in table.groupby("contrast")), key=len)
     views += [view for view in dict.fromkeys(table["view"]) if view not in views]
-    title = f"What a view adds, and which distance is ahead ({_seeds(table)}, paired; points ± 95 % interval)"
+    title = f"{where}: what a view adds, and which distance is ahead ({_seeds(table)}, paired; points ± 95 % interval)"
     figure, (axes,) = _figure(table, title, size=(9.4, 0.62 * len(contrasts) + 1.9))
     wide = table.pivot(index="contrast", columns="view", values="mean").loc[contrasts, views]
     limit = max(table["mean"].abs().max(), 1e-9)
@@ -329,6 +333,31 @@ def grid(table: pd.DataFrame) -> Figure:
 def comparisons(table: pd.DataFrame) -> Figure:
     title = f"What the study was designed to tell ({_seeds(table)}, paired)"
     figure, (axes,) = _figure(table, title, size=(8.6, 0.34 * len(table) + 1.8))
+    _told(axes, table)
+    axes.set_xlabel("last epoch's test accuracy (points; 95 % interval); filled: told apart, Holm-adjusted")
+    return figure
+
+
+def robust_comparisons(table: pd.DataFrame) -> Figure:
+    labels = {
+        "corrupted": "under corruption",
+        "residual": "the same at equal\nclean accuracy",
+        "attacked": "under attack",
+    }
+    panels = {name: table[table["measure"] == name] for name in labels if name in set(table["measure"])}
+    title = (
+        f"The designed comparisons, beside clean images ({_seeds(table)}, paired; filled: told apart, Holm-adjusted)"
+    )
+    height = max(map(len, panels.values()))
+    figure, axes = _figure(table, title, columns=len(panels), size=(11, 0.34 * height + 1.9), sharey=True)
+    for panel, (name, rows) in zip(axes, panels.items(), strict=True):
+        _told(panel, rows)
+        panel.set_xlabel(f"{labels[name]} (points)")
+    return figure
+
+
+def _told(axes: Axes, table: pd.DataFrame) -> None:
+    """One row a comparison, first on top: filled where it is told apart from 0."""
     rows = np.arange(len(table))[::-1]
     for row, (_, found) in zip(rows, table.iterrows(), strict=True):
         told = found["verdict"] in ("higher", "lower")
@@ -344,8 +373,6 @@ def comparisons(table: pd.DataFrame) -> Figure:
         )
     axes.set_yticks(rows, table["arm"] + "  minus  " + table["other"])
     axes.axvline(0, color="0.3", linewidth=1)
-    axes.set_xlabel("last epoch's test accuracy (points; 95 % interval); filled: told apart, Holm-adjusted")
-    return figure
 
 
 def measures(table: pd.DataFrame) -> Figure:
@@ -411,12 +438,14 @@ def answer_spread_gain(table: pd.DataFrame) -> Figure:
 def ablation(table: pd.DataFrame) -> Figure:
     columns = {"top1": "test accuracy, last epoch (%)", "spearman": "rank correlation with the teacher"}
     title = f"As released, each switch alone, as intended ({_seeds(table)}; 95 % intervals)"
-    figure, axes = _figure(table, title, columns=2, size=(9, 4.2))
+    columns = {measure: label for measure, label in columns.items() if measure in set(table["measure"])}
+    figure, axes = _figure(table, title, columns=len(columns), size=(9, 4.2))
     names = list(dict.fromkeys(table["arm"]))
     for panel, (measure, label) in zip(axes, columns.items(), strict=True):
-        rows = table[table["measure"] == measure].set_index("arm").loc[names]
+        rows = table[table["measure"] == measure].set_index("arm").reindex(names)
         _intervals(panel, names, rows["mean"], rows["half_width"], label)
-    axes[1].set_yticklabels([])
+    for panel in axes[1:]:
+        panel.set_yticklabels([])
     teacher = table["teacher_top1"].iloc[0]
     axes[0].set_title(f"teacher: {teacher:.1f} %", fontsize=9)
     return figure
@@ -424,14 +453,16 @@ def ablation(table: pd.DataFrame) -> Figure:
 
 def switch_effects(table: pd.DataFrame) -> Figure:
     title = f"What each switch changes against the released code ({_seeds(table)}, paired; 95 % intervals)"
-    figure, axes = _figure(table, title, columns=2, size=(9, 4.2))
     labels = {"top1": "test accuracy (points)", "spearman": "rank correlation with the teacher"}
+    labels = {measure: label for measure, label in labels.items() if measure in set(table["measure"])}
+    figure, axes = _figure(table, title, columns=len(labels), size=(9, 4.2))
     names = list(dict.fromkeys(table["arm"]))[1:]  # the first has no teacher and is far off: it would hide the switches
     for panel, (measure, label) in zip(axes, labels.items(), strict=True):
         rows = table[table["measure"] == measure].set_index("arm").reindex(names)
         _intervals(panel, names, rows["mean"], rows["half_width"], f"change in {label}")
         panel.axvline(0, color="0.3", linewidth=1)
-    axes[1].set_yticklabels([])
+    for panel in axes[1:]:
+        panel.set_yticklabels([])
     return figure
 
 
@@ -654,7 +685,9 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
         pruning_gain,
         best_epoch,
         grid,
+        grid_corrupted,
         comparisons,
+        robust_comparisons,
         measures,
         answer_spread,
         answer_spread_gain,

@@ -5,10 +5,11 @@ family of verdicts is one table, Holm-adjusted in it; see stats.judged.
 """
 
 from itertools import permutations
+from pathlib import Path
 
 import pandas as pd
 
-from . import stats
+from . import records, stats
 from .augmentation import AUGMENTATIONS
 from .experiments import Study
 from .profiles import GRID
@@ -82,6 +83,22 @@ def comparisons(study: Study, results: pd.DataFrame, value: str = "last_top1") -
     return stats.compared(results, study.comparisons, value)
 
 
+def robust_comparisons(study: Study, summary: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
+    """The same comparisons, a family for each measure: corrupted, residual (at equal clean accuracy) and attacked, in points.
+
+    summary: tested.summary. attacked: under the strongest attack that there is, at its smallest radius above 0.
+    """
+    rows = tests[(tests["test"] == "attack") & (tests["level"] > 0)]
+    tables = {"corrupted": summary, "residual": summary}
+    if len(rows):
+        first = rows.groupby("name", sort=False)["level"].transform("min")
+        weakest = rows[rows["level"] == first].groupby("name", sort=False)["top1"].mean().idxmin()
+        attacked = rows[(rows["name"] == weakest) & (rows["level"] == first)]
+        tables["attacked"] = attacked.rename(columns={"top1": "attacked"}).assign(attack=weakest)
+    found = [comparisons(study, table, name).assign(measure=name) for name, table in tables.items() if len(table)]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["arm", "other", "measure"])
+
+
 def measures(results: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
     """arm and measure: mean, half_width, n, of what is told of a student beside its last epoch's accuracy.
 
@@ -140,6 +157,29 @@ def flattery_words(results: pd.DataFrame) -> str:
         chosen = (results["chosen_top1"] - results["last_top1"]).mean()
         said += f" The epoch that the validation images choose is {chosen:+.2f} points from it."
     return said
+
+
+def noise_floor(path: Path) -> tuple[float, int] | None:
+    """(standard deviation, seeds) of the difference, in points, between trainings that differ in precision alone; None without records.
+
+    path: the records of one arm in two precisions.
+    """
+    if not path.exists():
+        return None
+    rows = pd.DataFrame(records.read([path]).values()).query("method == method")  # students: a teacher has no method
+    twice = rows.pivot(index="seed", columns="precision", values="last_top1").dropna()
+    return float(twice.diff(axis=1).iloc[:, -1].std()), len(twice)
+
+
+def power_words(floor: tuple[float, int] | None) -> str:
+    """What so many seeds can find above a noise floor."""
+    if floor is None:
+        return "The pilot's records are not here."
+    told = ", ".join(f"{stats.detectable(floor[0], n):.2f} with {n}" for n in (3, 5, 10))
+    return (
+        f"Standard deviation of the difference: **{floor[0]:.2f} points** ({floor[1]} seeds). A paired test at 5 % then finds with 80 % "
+        f"chance a true difference of so many points: {told} seeds. Methods that differ in more vary more."
+    )
 
 
 def comparison_words(table: pd.DataFrame) -> list[str]:

@@ -78,11 +78,12 @@ def r2kd(
     return value_weight * values + rank_weight * ranks
 
 
+_BETAS = {("resnet56", "resnet20"): 2.0, ("resnet32x4", "resnet8x4"): 8.0, ("resnet32x4", "ShuffleV2"): 8.0}
+
+
 def _dkd_of_pair(teacher: str, student: str) -> dict[str, Any]:
     """The released configurations of CIFAR-100."""
-    if teacher == "resnet32x4":
-        return {"beta": 8.0}
-    return {"beta": 2.0 if (teacher, student) == ("resnet56", "resnet20") else 6.0}
+    return {"beta": _BETAS.get((teacher, student), 6.0)}
 
 
 @method("DKD", cite="Zhao et al., CVPR 2022", of_pair=_dkd_of_pair)

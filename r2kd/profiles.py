@@ -67,7 +67,7 @@ def _study_arms() -> dict[str, str]:
         "DKD": f"dkd:{warm}",
         "DKD, standardised": f"dkd:{warm},alpha=9,beta=81,standardise=true",  # temperature 4, and 9 x 9: what --logit-stand sets
         "DIST": "dist",
-        "MLKD, released": mlkd,
+        "MLKD, released": f"{mlkd} fidelity=released",
         "MLKD, intended": f"{mlkd} fidelity=intended",
     }
     r2kd = {f"R2KD, {label}": arm for label, arm in switched().items()}

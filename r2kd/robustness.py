@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,12 @@ class Protocol:
         acts |= {"clean": self.clean_images, "validation": self.validation_images}
         acts |= {"teacher": self.teacher, "constants": self.constants, "official": sorted(self.official)}
         return hashlib.sha256(json.dumps(acts, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+    @property
+    def whole(self) -> "Protocol":
+        """The same where nothing has to be left out, as a record of another machine may have it."""
+        wanted = {*self.corruptions, *self.left_out}
+        return replace(self, corruptions=tuple(name for name in CORRUPTIONS if name in wanted), left_out={})
 
     @property
     def words(self) -> str:
@@ -271,7 +277,8 @@ def test(
 ) -> dict[str, list[dict[str, Any]]]:
     """The rows of each model by its address: from the records under `root`, or measured and recorded in `folder`.
 
-    A record counts where it is of this protocol and of these weights. A model that has neither weights nor record has no rows.
+    A record counts where it is of this protocol and of these weights; where the weights are gone, one of the whole protocol counts
+    too. A model that has neither weights nor record has no rows.
     `teacher_logits` makes those of all test images, where something has to be measured.
     """
     known: dict[tuple[str, str | None], dict] = {}
@@ -280,6 +287,9 @@ def test(
             known.setdefault((row["address"], row["weights"]), row)
             known.setdefault((row["address"], None), row)  # whatever weights, where they are gone
     keys = {model: (f"{model.address}@{under.address}", model.weights) for model in wanted}
+    for model, key in keys.items():
+        if model.weights is None and key not in known:
+            keys[model] = (f"{model.address}@{under.whole.address}", None)
     if missing := [model for model, key in keys.items() if model.weights and key not in known]:
         for why in under.left_out.values():
             _say_once(why)

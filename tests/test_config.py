@@ -131,6 +131,7 @@ def test_the_defaults_that_addresses_rest_on_stay_as_they_are():
         "momentum": 0.9,
         "weight_decay": 5e-4,
         "reported": "best",
+        "tested_from": 0.0,
         "pruning_rate": 0.0,
         "dense_weight": 0.7,
         "pruned_batchnorm": "batch",
@@ -287,13 +288,18 @@ def test_dkd_keeps_a_beta_that_is_said():
     assert beta("dkd:beta=3") == beta(methods.METHODS.choose("dkd:beta=3")) == beta("dkd", beta=3) == 3
     assert beta("dkd:alpha=9,warmup_epochs=5") == 2
     pair = {"teacher": "resnet56", "student": "resnet20"}
-    arms = {"published": "dkd", "text": "dkd:beta=8", "setting": "dkd beta=4", "choice": methods.METHODS.choose("dkd")}
+    arms = {
+        "published": "dkd",
+        "text": "dkd:beta=8",
+        "setting": "dkd beta=4",
+        "choice": methods.METHODS.choose("dkd:beta=3"),
+    }
     made = experiments.study(**pair, arms=arms).arms
     assert {label: config["beta"] for label, config in made.items()} == {
         "published": 2,
         "text": 8,
         "setting": 4,
-        "choice": 8,
+        "choice": 3,
     }
     assert experiments.study(**pair, arms="dkd", beta=5).first["beta"] == 5
 

@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
+SCALE = experiments.PROFILES["small"].scale
+
 
 def test_the_pairs_are_the_papers():
     assert experiments.PAIRS == {
@@ -76,8 +78,8 @@ def test_the_study_has_the_baselines_by_their_own_recipes_and_r2kd_switch_by_swi
     recipes = {
         "KD, 0.1 and 0.9": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4, "standardise": False},
         "KD, standardised": {"ce_weight": 0.1, "kd_weight": 9, "temperature": 2, "standardise": True},
-        "DKD": {"ce_weight": 1, "alpha": 1, "beta": 6, "warmup_epochs": 5, "standardise": False},
-        "DKD, standardised": {"alpha": 9, "beta": 81, "warmup_epochs": 5, "temperature": 4, "standardise": True},
+        "DKD": {"ce_weight": 1, "alpha": 1, "beta": 6, "standardise": False},
+        "DKD, standardised": {"alpha": 9, "beta": 81, "temperature": 4, "standardise": True},
         "DIST": {"ce_weight": 1, "beta": 2, "gamma": 2, "temperature": 4},
         "MLKD, released": {"ce_weight": 0.1, "kd_weight": 0.9, "mask": "mean", "learning_rate": 0.025},
         "MLKD, intended": {"ce_weight": 0.1, "kd_weight": 0.9, "mask": "select", "learning_rate": 0.025},
@@ -85,6 +87,8 @@ def test_the_study_has_the_baselines_by_their_own_recipes_and_r2kd_switch_by_swi
     for label, wanted in recipes.items():
         assert {name: made[label][name] for name in wanted} == wanted, label
         assert made[label].view.name == ("randaugment" if label.startswith("MLKD") else "none")
+    for label in ("DKD", "DKD, standardised"):
+        assert made[label]["warmup_epochs"] / made[label]["epochs"] == pytest.approx(20 / 240, rel=0.01)
     turned = {label: config for label, config in made.items() if label.startswith("R2KD, ")}
     own = [s for s in fidelity.SWITCHES if s.of == "R2KD" and s.name != "reported"]
     away = {label: [s.name for s in own if config[s.key] != s.released] for label, config in turned.items()}
@@ -94,13 +98,18 @@ def test_the_study_has_the_baselines_by_their_own_recipes_and_r2kd_switch_by_swi
     assert all(config.pruned and config.view.name == "cutmixpick" for config in turned.values())
 
 
-def test_the_study_teaches_by_a_teacher_of_all_images_students_of_a_fifth():
+def test_the_study_teaches_by_a_teacher_of_all_images_students_of_a_few():
     made = study("small")
     teacher, student = (
         [c[name] for name in ("train_images", "validation_images", "epochs", "precision")]
         for c in (made.teacher, made.first)
     )
-    assert teacher == [50_000, 0, 60, "bfloat16"] and student == [10_000, 1000, 30, "bfloat16"]
+    assert teacher == [50_000, 0, 60, "bfloat16"] and student == [
+        SCALE["train_images"],
+        1000,
+        SCALE["epochs"],
+        "bfloat16",
+    ]
     assert {config.data for config in made.arms.values()} == {made.first.data}
     assert {config.teacher for config in made.arms.values()} == {made.teacher}
 
@@ -153,7 +162,7 @@ def test_of_a_data_sets_recipe_and_a_profiles_scale_the_smaller_acts():
         "small": (300, 20),
         "paper": (300, 20),
     }
-    assert study("paper").first["epochs"] == 240 and study("small").first["train_images"] == 10_000
+    assert study("paper").first["epochs"] == 240 and study("small").first["train_images"] == SCALE["train_images"]
 
 
 def test_intervals_are_students_t_over_seeds():
@@ -184,7 +193,7 @@ def test_the_pruned_teachers_gain_is_of_arms_that_differ_in_nothing_else():
 def test_the_ablation_turns_each_switch_alone_and_all_of_them():
     small = study("small", temperature=3)
     made = experiments.ablation(small)
-    assert made.figures == small.figures and made.first["epochs"] == 30 and made.teacher["epochs"] == 60
+    assert made.figures == small.figures and made.first["epochs"] == SCALE["epochs"] and made.teacher["epochs"] == 60
     turned = {name: config for name, config in made.arms.items() if config.method.name == "r2kd"}
     assert list(made.arms) == ["cross-entropy", "released", *list(turned)[1:-1], "intended"]
     own = [s for s in fidelity.SWITCHES if s.of == "R2KD"]
