@@ -33,11 +33,10 @@ def plain(text: str) -> str:
 
 def switched() -> dict[str, str]:
     """R2KD as released, with cutmixpick and the pruned teacher, where every switch has something to act on; each switch; all."""
-    trained = [
-        s for s in fidelity.SWITCHES if s.of == "R2KD" and s.part != "recipe"
-    ]  # what a run reports trains nothing
-    switches = {f"{s.name}: {s.intended}": f"r2kd cutmixpick {s.key}={s.intended}" for s in trained}
-    return {"released": "r2kd cutmixpick"} | switches | {"intended": "r2kd cutmixpick fidelity=intended"}
+    released = "r2kd cutmixpick fidelity=released"
+    trained = [s for s in fidelity.of("R2KD") if s.part != "recipe"]  # what a run reports trains nothing
+    switches = {f"{s.name}: {s.intended}": f"{released} {s.key}={s.intended}" for s in trained}
+    return {"released": released} | switches | {"intended": "r2kd cutmixpick fidelity=intended"}
 
 
 def _study_arms() -> dict[str, str]:

@@ -63,9 +63,9 @@ def test_a_processor_without_bfloat16_keeps_to_float32(monkeypatch):
 def test_the_comparison_of_precisions_is_paired_by_seed_of_one_teacher_in_float32(tmp_path):
     study = precision.study(5, data_root=str(tmp_path))
     assert {config.teacher for config in study.arms.values()} == {study.teacher} and len(study.seeds) == 5
-    small = experiments.study("small")
-    assert study.teacher.precision == "float32" and study.teacher.recipe == small.teacher.recipe
-    assert (study.first.recipe, study.first.data.train_images) == (small.first.recipe, small.first["train_images"])
+    assert study.teacher.precision == "float32" and study.teacher.recipe == study.first.recipe
+    assert (study.first["epochs"], study.first["train_images"], study.first["validation_images"]) == (30, 10_000, 0)
+    assert study.teacher.data == study.first.data
     assert [config.precision for config in study.arms.values()] == ["float32", "bfloat16"]
     points = {"float32": (40.0, 42.0), "bfloat16": (40.5, 42.3)}
     rows = [
