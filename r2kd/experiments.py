@@ -41,8 +41,8 @@ class Study:
 
     seeds_of: those of the arms that have others, fewer. tests: what each student is tested with. comparisons: the pairs of arms
     that it is to tell apart. shown: the arms that crowded figures draw, empty for all. said: what captions add of its settings.
-    figures_root: else figures/. fresh: whether an arm of which there is only a record is trained. made_of: (profile, settings)
-    that `study` was given.
+    figures_root: else figures/. fresh: whether an arm of which there is only a record is trained. recorded: whether
+    one of which there is nothing is left out in place of it. made_of: (profile, settings) that `study` was given.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Study:
     said: str = ""
     figures_root: str | None = None
     fresh: bool = True
+    recorded: bool = False
     made_of: tuple[str, Mapping[str, Any]] = ("", {})
 
     @property
@@ -227,6 +228,7 @@ def study(profile: str = "quick", **settings) -> Study:
         said=_said(design, given),
         figures_root=design.figures_root,
         fresh=chosen.fresh if design.fresh is None else design.fresh,
+        recorded=design.recorded,
         made_of=(profile, settings),
     )
 
@@ -489,7 +491,7 @@ def run_students(study: Study, images: ImageData, weights: bool = True) -> list[
     """Every arm with every seed, trained and tested or returned as it was; those of one seed share each teacher pass.
 
     Where no `weights` are asked for and the study is not `fresh`, a run whose record is under study.all_figures is reported
-    from it. Every finished run is written to the study's records, seed by seed.
+    from it; in a study of what is `recorded` nothing is trained. Every finished run is written to the study's records, seed by seed.
     """
     recorded = {} if weights or study.fresh else records.under(study.all_figures)
     finished: list[Student] = []
@@ -501,6 +503,8 @@ def run_students(study: Study, images: ImageData, weights: bool = True) -> list[
             records.write(study.figures, [(student.arm, student.run) for student in runs])
             _test(study, images, runs)
             bar.update(len(runs))
+    if missing := total - len(finished):
+        print(f"{missing} of {total} students have neither run nor record, and are left out")
     if reported := sum(student.run.source == "record" for student in finished):
         print(
             f"{reported} of {len(finished)} students are reported from their records; fresh=True (--fresh) trains them"
@@ -518,12 +522,12 @@ def _run_seed(study: Study, images: ImageData, seed: int, recorded: Mapping[str,
         run = config.run(own)
         if not run.finished and run.address in recorded:
             found[label] = Student(label, config, Run(run.folder, recorded[run.address]))
-        else:
+        elif run.finished or not study.recorded:
             together.setdefault(repr(training.shared(config)), []).append((label, config, own))
     for group in together.values():
         runs = training.distill_all([config for _, config, _ in group], group[0][2])
         found |= {label: Student(label, config, run) for (label, config, _), run in zip(group, runs, strict=True)}
-    return [found[label] for label in study.students(seed)]
+    return [found[label] for label in study.students(seed) if label in found]
 
 
 def _test(study: Study, images: ImageData, students: Iterable[Student]) -> dict[str, list[dict[str, Any]]]:

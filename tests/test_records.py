@@ -58,6 +58,14 @@ def test_without_weights_a_run_is_reported_from_its_record_and_marked(tiny, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+def test_of_what_is_recorded_alone_nothing_is_trained(tiny, tmp_path, capsys):
+    study, images = copied(tiny, tmp_path)
+    asked = dict(study.made_of[1]) | {"arms": "ce; kd cutmix; kd cutout", "recorded": True}
+    told = experiments.run_students(experiments.study("smoke", **asked), images, weights=False)
+    assert {(s.arm, s.run.source) for s in told} == {("cross-entropy", "record"), ("KD cutmix", "record")}
+    assert not (tmp_path / "runs").exists() and "2 of 6 students have neither run nor record" in capsys.readouterr().out
+
+
 def test_what_needs_weights_or_is_fresh_is_trained(tiny, tmp_path):
     study, images = copied(tiny, tmp_path)
     fresh = experiments.study("smoke", **dict(study.made_of[1]) | {"fresh": True})
