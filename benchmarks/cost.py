@@ -17,10 +17,8 @@ from r2kd.progress import tqdm
 import pandas as pd
 
 STEPS = 4  # of an epoch; on a GPU the first epoch captures the graphs that the second one replays
-# profile, pair, data set, its pixels, training and test images
+# profile, pair, data set, its pixels, training and test images; what quick and small cost, their records say
 CASES = (
-    ("quick", "res20_res8", "digits", 16, 1000, 797),
-    ("small", "res20_res8", "cifar100", 32, 50_000, 10_000),
     ("paper", "res56_res20", "cifar100", 32, 50_000, 10_000),
     ("paper", "wrn402_wrn162", "tiny_imagenet", 64, 100_000, 10_000),
 )

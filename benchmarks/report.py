@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 FOLDER = Path(__file__).parent
-TABLES = ("step", "operators", "batch", "agreement", "epoch", "precision", "neighbour")
+TABLES = ("step", "operators", "batch", "agreement", "epoch", "precision", "neighbour", "cost")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # what decides how fast a CPU multiplies
 MACHINE = "machine"  # the last column of every table
 
@@ -49,7 +49,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def render() -> str:
     """README.md, every number from a CSV beside it."""
-    step, where, batch, parted, epoch, precision, neighbour = map(read, TABLES)
+    step, where, batch, parted, epoch, precision, neighbour, cost = map(read, TABLES)
     released = read("released")
     return f"""# Benchmarks
 
@@ -133,7 +133,10 @@ torch, torchvision, NumPy, pandas and tqdm. No GPU has run it yet.
 
 ## A study: `python -m benchmarks.cost`
 
-What the profiles cost, extrapolated from a few steps of every arm: [cost.csv](cost.csv), shown in the [README](../README.md).
+What the full recipe costs in hours on {cost[MACHINE][0]}, extrapolated from a few steps of every arm; the students of a seed share each
+pass through the teacher. What `quick` and `small` cost, their records say (column `seconds`).
+
+{markdown(cost.drop(columns=["teacher_step_s", "students_step_s", MACHINE]))}
 """
 
 

@@ -135,7 +135,8 @@ def teacher(options: argparse.Namespace) -> dict:
     return _result(training.train_teacher(config))
 
 
-def distill(options: argparse.Namespace) -> dict:
+def distill_config(options: argparse.Namespace) -> DistillConfig:
+    """What the options of distill say. Raises ValueError for what cannot be."""
     if not (options.pair or (options.teacher and options.student)):
         raise ValueError("name a --pair, or a --teacher and a --student")
     pair = experiments.pair_models(options.pair) if options.pair else (None, None)
@@ -144,7 +145,7 @@ def distill(options: argparse.Namespace) -> dict:
     shared = {key: value for key, value in given.items() if teacher.owner(key) in ("data", "machine")}
     teacher = teacher.with_settings(data.recipe(options.dataset) | shared)
     switches = {switch.key: getattr(options, switch.key, None) for switch in fidelity.SWITCHES}
-    config = DistillConfig.of(
+    return DistillConfig.of(
         options.student or pair[1],
         teacher=teacher,
         method=options.method,
@@ -153,6 +154,10 @@ def distill(options: argparse.Namespace) -> dict:
         fidelity=options.fidelity,
         **given | {key: value for key, value in switches.items() if value is not None},
     )
+
+
+def distill(options: argparse.Namespace) -> dict:
+    config = distill_config(options)
     _print_settings(config)
     run = training.distill(config)
     result = {"top1": training.reported_top1(config, run)} | _result(run)

@@ -15,6 +15,7 @@ from .experiments import Study
 from .profiles import GRID
 from .tested import ARM
 
+MEASURED = {"corrupted": "Under corruption", "residual": "At equal clean accuracy", "attacked": "Under attack"}
 TELLS = {
     "higher": "is above",
     "lower": "is below",

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from r2kd import experiments, fidelity, published, records, robustness, stats
+from r2kd import __main__, experiments, fidelity, findings, published
 
 import pandas as pd
 import pytest
@@ -11,98 +11,62 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 FIGURES = ROOT / "figures" / "digits" / "quick-res20_res8"
+STUDY = ROOT / "figures" / "cifar100" / "small-res20_res8"
 
 
-def rows_under(header: str) -> list[list[str]]:
-    lines = README[README.index(header) :].split("\n\n")[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+def sentences() -> set[str]:
+    """Every sentence that the committed tables of the study allow."""
+    found = set(findings.comparison_words(pd.read_csv(STUDY / "comparisons.csv")))
+    for name in ("grid", "grid_corrupted"):
+        if (STUDY / f"{name}.csv").exists():
+            found |= set(findings.grid_words(pd.read_csv(STUDY / f"{name}.csv")))
+    for measure, rows in pd.read_csv(STUDY / "robust_comparisons.csv").groupby("measure"):
+        found |= {f"{findings.MEASURED[measure]}: {words}" for words in findings.comparison_words(rows)}
+    return found
 
 
-def under_corruption() -> pd.DataFrame:
-    table = pd.read_csv(FIGURES / "robustness_students.csv")
-    return table[table["measure"] == "corrupted"].reset_index(drop=True)
+def found_section() -> str:
+    return README[README.index("## What was found") : README.index("## Two commands")]
 
 
-def test_the_students_of_the_readme_are_those_of_the_tables():
-    students, best = (pd.read_csv(FIGURES / f"{name}.csv") for name in ("students", "best_epoch"))
-    corrupted = under_corruption()
-    shown = rows_under("| student |")
-    assert len(shown) == len(students) == len(experiments.study("quick").students(0))
-    for i, (arm, last, worse, added) in enumerate(shown):
-        assert arm == students["arm"][i] == corrupted["arm"][i] == best["arm"][i]
-        assert last == f"{students['mean'][i]:.2f} ± {students['half_width'][i]:.2f}"
-        assert worse == f"{corrupted['mean'][i]:.1f} ± {corrupted['half_width'][i]:.1f}"
-        assert added == f"{best['mean'][i]:.2f}"
-    assert f"({students['teacher_top1'][0]:.2f} %)" in README
+def test_every_sentence_of_result_is_one_that_the_tables_of_the_study_allow():
+    bullets = [" ".join(text.split()) for text in re.findall(r"^- (.*?)$(?=\n- |\n\n)", found_section(), re.M | re.S)]
+    assert len(bullets) >= 3
+    assert not [bullet for bullet in bullets if bullet not in sentences()]
 
 
-def by_seed() -> pd.DataFrame:
-    """arm, seed, last_top1 and corrupted of the students of quick, from the two records."""
-    runs = pd.read_csv(FIGURES / "records.csv").set_index("address")
-    rows = []
-    for address, record in records.read([FIGURES / robustness.NAME]).items():
-        run = runs.loc[address.rpartition("@")[0].partition("+")[0]]
-        about = {"arm": record["arm"], "seed": run["seed"], "last_top1": run["last_top1"]}
-        levels = pd.DataFrame(robustness.unpacked(record)).query("test == 'corruption' and level > 0")
-        rows.append(about | {"corrupted": levels["top1"].mean()})
-    table = pd.DataFrame(rows)
-    return table[table["arm"].isin(experiments.study("quick").arms)]
+def test_how_far_the_study_is_and_its_scale_are_those_of_its_records():
+    study = experiments.study("small")
+    kept = pd.read_csv(STUDY / "records.csv")
+    students = kept[kept["model"] == study.first.model.name]
+    wanted = sum(len(study.students(seed)) for seed in study.seeds)
+    section = " ".join(found_section().split())
+    assert f"{len(students)} of its {wanted} students" in section
+    (teacher,) = kept.loc[kept["arm"] == "teacher", "last_top1"]
+    assert f"resnet20 ({teacher:.1f} %, trained on all 50,000 images)" in section
+    caption = pd.read_csv(STUDY / "comparisons.csv")["caption"][0]
+    assert "2,500 training, 1,000 validation and 10,000 test images" in caption and "students 120 epochs" in caption
+    assert "2,500 of them, 120 epochs" in section
+    hours = students.drop_duplicates("started")["seconds"].sum() / 3600
+    assert students["address"].is_unique and hours > 0
 
 
-def test_what_the_readme_says_of_the_students_holds_in_the_tables():
-    for table in (pd.read_csv(FIGURES / "students.csv"), under_corruption()):
-        means = table.set_index("arm")["mean"]
-        assert (means.drop("cross-entropy") > means["cross-entropy"]).all()
-    seen = {}
-    for value in ("last_top1", "corrupted"):
-        gaps = stats.paired_differences(by_seed(), "KD", value).set_index("arm").drop("cross-entropy")
-        assert len(gaps) == 13 and gaps["n"].eq(3).all()
-        seen[value] = gaps[gaps["mean"].abs() > gaps["half_width"]]["mean"]
-    assert f"{len(seen['last_top1'])} of the other 13" in README and f"and {len(seen['corrupted'])} under" in README
-    assert list(seen["last_top1"].index) == ["R2KD autoaug, pruned"] and (seen["last_top1"] < 0).all()
-    said = ["R2KD", "R2KD cutout, pruned", "R2KD cutmixpick, pruned"]
-    assert list(seen["corrupted"].index) == said and (seen["corrupted"] > 0).all() and "; ".join(said) in README
-    gain = pd.read_csv(FIGURES / "pruning_gain.csv")
-    assert (gain["mean"].abs() < gain["half_width"]).all()
+def test_the_row_of_the_readmes_command_is_in_the_records():
+    (command,) = re.findall(r"python -m (r2kd distill -d cifar100 --pair res20_res8 .*?)\n```", README, re.S)
+    options = __main__.parser().parse_args(command.replace("\\\n", " ").split()[1:])
+    config = __main__.distill_config(options)
+    rows = pd.read_csv(STUDY / "records.csv")
+    row = rows[(rows["method"] == config.method.name) & (rows["seed"] == 0)].iloc[0]
+    for name in ("epochs", "train_images", "validation_images", "precision", "tested_from", "learning_rate"):
+        asked = config.precision if name == "precision" else config.settings()[name]
+        assert row[name] == asked, name
 
 
-def test_the_switches_of_the_readme_and_of_notebook_04_are_those_of_the_code():
-    assert fidelity.table() in README and all(f"| `{switch.name}` |" in README for switch in fidelity.SWITCHES)
+def test_the_switches_of_notebook_04_are_those_of_the_code():
     assert "fidelity.table()" in (ROOT / "notebooks" / "04_fidelity.ipynb").read_text()
-
-
-def test_the_ablation_of_the_readme_is_that_of_its_tables():
-    folder = ROOT / "figures" / "cifar100" / "small-res20_res8"
-    arms, effects = (pd.read_csv(folder / f"{name}.csv") for name in ("ablation", "switch_effects"))
-    assert f"{arms['n'][0]} seeds; teacher {arms['teacher_top1'][0]:.2f} %" in README
-    assert arms["caption"][0].removeprefix("cifar100, ") in README
-    top1, spearman = (arms[arms["measure"] == name].set_index("arm") for name in ("top1", "spearman"))
-    effects = effects[effects["measure"] == "top1"].set_index("arm")
-    shown = rows_under("| student | last epoch, test (%) | rank")
-    assert {row[0] for row in shown} == {*top1.index, *effects.index}
-    for arm, last, correlation, effect, verdict in shown:
-        if arm in top1.index:
-            assert last == f"{top1['mean'][arm]:.2f} ± {top1['half_width'][arm]:.2f}"
-            assert correlation == f"{spearman['mean'][arm]:.3f} ± {spearman['half_width'][arm]:.3f}"
-        if arm in effects.index:
-            assert effect == f"{effects['mean'][arm]:+.2f} ± {effects['half_width'][arm]:.2f}"
-            assert verdict == effects["verdict"][arm]
-            assert verdict == stats.verdict(effects["mean"][arm], effects["half_width"][arm]) or "same" in verdict
-
-
-def test_what_the_readme_says_of_the_switches_holds_in_the_tables():
-    seen = "no difference we can see at this scale"
-    for folder in ("cifar100/small-res20_res8", "digits/quick-res20_res8"):
-        effects = pd.read_csv(ROOT / "figures" / folder / "switch_effects.csv")
-        effects = effects[effects["measure"] == "top1"].set_index("arm")
-        trained = effects.drop(["cross-entropy", "reported: last"])["verdict"]
-        assert set(trained) == {seen}
-    assert effects.index[0] == "cross-entropy"
-    small = pd.read_csv(ROOT / "figures" / "cifar100" / "small-res20_res8" / "switch_effects.csv")
-    small = small[small["measure"] == "top1"].set_index("arm")
-    assert small.loc["cross-entropy", "verdict"] == "hurts" and small.loc["cross-entropy", "mean"] < -10
-    closest = (small["mean"] / small["half_width"]).drop("cross-entropy").nlargest(2)
-    assert set(closest.index) == {"pick: after", "draws: sample"}
+    assert all(f"| `{switch.name}` |" in fidelity.table() for switch in fidelity.SWITCHES)
+    of = {method: len(fidelity.of(method)) for method in ("R2KD", "MLKD")}
+    assert of == {"R2KD": 6, "MLKD": 3} and "six places of R2KD and three of MLKD" in " ".join(README.split())
 
 
 def test_the_published_students_of_the_readme_are_those_of_their_tables():
@@ -121,34 +85,13 @@ def test_the_published_students_of_the_readme_are_those_of_their_tables():
     assert protocol in pd.read_csv(folder / "published_robustness.csv")["caption"][0]
 
 
-def test_the_costs_of_the_readme_are_those_of_the_benchmark():
-    costs = pd.read_csv(ROOT / "benchmarks" / "cost.csv")
-    shown = rows_under("| study |")
-    assert len(shown) == len(costs)
-    for cells, (_, row) in zip(shown, costs.iterrows(), strict=True):
-        assert cells[:4] == [row["profile"], row["dataset"], row["pair"], str(row["students"])]
-        assert [float(cell) for cell in cells[4:]] == [row["teacher_hours"], row["students_hours"]]
-
-
 def test_the_speed_of_the_readme_is_that_of_the_benchmark():
     step = pd.read_csv(ROOT / "benchmarks" / "step.csv")
-    ours = step[(step["loop"] == "ours") & (step["pruned_batchnorm"] == "running")]
-    ratios = ours.set_index(["pair", "students", "precision"])["ratio"]
-    shown = rows_under(f"| {step['machine'][0]} |")
-    assert len(shown) == len(ratios) / 2
-    for (pair, students), cells in zip(ratios.index.droplevel("precision").unique(), shown, strict=True):
-        assert cells[0].split(",")[0].split(" → ") == list(experiments.PAIRS[pair]) and cells[1] == str(students)
-        assert cells[2:] == [f"{ratios[(pair, students, precision)]:.2f}" for precision in ("float32", "bfloat16")]
-
-
-def test_what_the_readme_says_of_half_precision_is_that_of_the_benchmark():
-    (sentence,) = re.findall(r"In bfloat16 the same students\s.*?\steaches \w+\.", README, re.DOTALL)
-    table = pd.read_csv(ROOT / "benchmarks" / "precision.csv")
-    for row in table.to_dict("records"):
-        assert f"{row['difference']:+.2f} ± {row['half_width']:.2f} points ({row['student']})" in sentence
-    assert f"paired by {table['seeds'][0]} seeds" in sentence
-    assert len(re.findall(r"points", sentence)) == len(table)
-    assert "10,000 training" in table["caption"][0] and "30 epochs; resnet20 teaches resnet8" in table["caption"][0]
+    ours = step[(step["loop"] == "ours") & (step["pruned_batchnorm"] == "running") & (step["students"] == 8)]
+    ratios = ours.set_index(["pair", "precision"])["ratio"].loc["res56_res20"]
+    text = " ".join(README.split())
+    assert f"with eight students is {ratios['float32']:.2f} times as fast as a plain float32 loop" in text
+    assert f"and {ratios['bfloat16']:.2f} times in bfloat16" in text
 
 
 @pytest.mark.parametrize("path", sorted({part.split(")")[0] for part in README.split("](")[1:]}))
