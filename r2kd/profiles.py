@@ -107,7 +107,7 @@ class Profile:
     settings: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 3
     arms: tuple[str, ...] | Mapping[str, str] = _arms(("none", "cutmix"))
-    comparisons: tuple[tuple[str, str], ...] = ()
+    comparisons: tuple[tuple[str, str], ...] = (("R2KD", "KD"), ("R2KD cutmix", "KD cutmix"), ("R2KD, pruned", "R2KD"))
     verdicts: tuple[str, ...] = ()
     verdict_seeds: int = 0
     shown: tuple[str, ...] = ("ce", "kd", "kd cutmix", "r2kd", "r2kd cutmix")
