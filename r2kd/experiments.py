@@ -206,7 +206,7 @@ def study(profile: str = "quick", **settings) -> Study:
     own = data.recipe(dataset)
     scale = own | {name: min(value, own.get(name, value)) for name, value in chosen.scale.items()}
     base = {"dataset": dataset} | scale
-    usual = {} if set(scale) & set(own) else chosen.settings  # a data set with a recipe of its own is a smaller one
+    usual = chosen.settings if dataset == chosen.dataset else {}
     under = dict(usual) | given
     taught, used = _teacher(TeacherConfig.of(teacher, checkpoint=design.teacher_checkpoint, **base), under)
     specified = _specified(design.arms, chosen)
