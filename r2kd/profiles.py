@@ -145,7 +145,7 @@ PROFILES = {
             ("R2KD cutmixpick, pruned", "KD"),
         ),
         shown=("ce", "kd", "kd cutmix", "r2kd pruning_rate=0", "r2kd cutmixpick"),
-        tests={"robust_images": 100, "attacked_images": 30},
+        tests={"attacks": "noise+fgsm+pgd", "robust_images": 100, "attacked_images": 30},
         fresh=True,
     ),
     "small": Profile(
