@@ -137,9 +137,11 @@ def spread_words(table: pd.DataFrame) -> str:
     """Whether the views of a lower spread are those that add more: rank correlations, and how often chance alone gives as much."""
     said = []
     for method, rows in table.groupby("method", sort=False):
+        if len(rows) < 3:
+            continue
         found, p = rows["rank_correlation"].iloc[0], _chance(rows)
         said.append(f"{method}: rank correlation {found:+.2f} over {len(rows)} views (p = {p:.2f})")
-    return f"Spread against gain: {'; '.join(said)}. The claim is a negative one."
+    return f"Spread against gain: {'; '.join(said) or 'too few views to say'}. The claim is a negative one."
 
 
 def _chance(rows: pd.DataFrame) -> float:
@@ -184,9 +186,10 @@ def power_words(floor: tuple[float, int] | None) -> str:
 
 
 def comparison_words(table: pd.DataFrame) -> list[str]:
-    """A sentence a row of `comparisons`."""
+    """A sentence a row of `comparisons`: the interval is of the one difference, p and verdict are adjusted."""
     return [
-        f"{row.arm} {TELLS[row.verdict]} {row.other}: {row.mean:+.2f} ± {row.half_width:.2f} points (n = {row.n})."
+        f"{row.arm} {TELLS[row.verdict]} {row.other}: {row.mean:+.2f} ± {row.half_width:.2f} points "
+        f"(n = {row.n}, adjusted p {'< 0.001' if row.p_holm < 0.001 else f'= {row.p_holm:.3f}'})."
         for row in table.itertuples()
     ]
 

@@ -68,7 +68,9 @@ def test_the_designed_comparisons_are_paired_and_one_family(study):
     assert told.loc[("R2KD, released", "DIST"), "verdict"] == "higher"
     assert told.loc[("R2KD cutmixpick", "KD cutmixpick"), "verdict"] == "not told apart"
     words = findings.comparison_words(table)
-    assert words[1].startswith("R2KD, released is below DKD: -") and words[1].endswith("points (n = 6).")
+    assert words[1].startswith("R2KD, released is below DKD: -") and words[1].endswith(
+        "points (n = 6, adjusted p < 0.001)."
+    )
 
 
 def test_holms_adjustment_is_that_of_his_example():
