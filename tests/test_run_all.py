@@ -78,8 +78,8 @@ def test_every_figure_is_drawn_beside_its_table(smoke):
 def test_started_again_it_returns_the_finished_runs(smoke, monkeypatch, capfd):
     _, folder, drawn = smoke
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
-    # the teacher, 15 students of 2 seeds, 6 more of the ablation, 2 of one's own; 2 label noises of a teacher and 3 students
-    assert len(before) == 47 + 2 + 12
+    # the teacher, 15 students of 2 seeds, 6 more of the ablation, 2 of one's own; label noise of a teacher and 3 students
+    assert len(before) == 47 + 2 + 7
     where = ["--runs-root", str(folder), "--figures-root", str(drawn.parents[1]), "--device", "cpu"]
     assert run_all.main(["--profile", "smoke", "--only", "02", *where]) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")} == before
