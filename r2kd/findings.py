@@ -45,7 +45,7 @@ def grid(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.Da
     view); "one view": what having no second view adds; "distance": the second distance minus the first under a view;
     "interaction": what a view adds to the second minus what it adds to the first.
     """
-    arms = grid_arms(study)
+    arms = {key: arm for key, arm in grid_arms(study).items() if arm in set(results["arm"])}
     wide = results.pivot_table(index="seed", columns="arm", values=value)
     methods = list(dict.fromkeys(method for method, _ in arms))
     gains: dict[str, dict[str, pd.Series]] = {}

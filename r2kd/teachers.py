@@ -78,8 +78,8 @@ def pruned_teachers(
         ]
         return experiments.test_rows(corruptions_alone, images, wanted)
 
-    rows = {} if study.fresh or run.finished else found(None)
-    if len(rows) < len(about):
+    rows = {} if (study.fresh or run.finished) and not study.recorded else found(None)
+    if len(rows) < len(about) and not study.recorded:
         training.train_teacher(study.teacher, study.teacher_images(images))
         rows = found(models.checkpoint_digest(run.weights()))
     table = []

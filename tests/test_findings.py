@@ -42,6 +42,14 @@ def test_a_view_is_compared_with_the_identity_view_by_seed(study):
     assert found["n"].eq(6).all() and len(found) == 6 + 6 + 7 + 5
 
 
+def test_of_arms_that_are_not_trained_yet_nothing_is_said(study):
+    few = results(study, {}).query("arm in ['KD cutmixpick', 'R2KD cutmixpick', 'R2KD, released']")
+    found = findings.grid(study, few)
+    assert found[["contrast", "kind", "view"]].values.tolist() == [["R2KD - KD", "distance", "cutmixpick"]]
+    assert findings.grid_words(found) == []
+    assert len(findings.comparisons(study, few)) == 3 and findings.comparisons(study, few[:0]).empty
+
+
 def test_without_an_identity_view_the_control_is_having_none():
     quick = experiments.study("quick")
     found = findings.grid(quick, results(quick, {"R2KD mixup": 2}, noise=1e-6))
