@@ -139,9 +139,9 @@ class Arm:
         hits = (logits["clean"].argmax(1) == target).float().mean()
         self.sums += torch.stack((loss, ce, distance, hits)).detach() * len(target)
 
-    def looks_at(self, name: str, last: str) -> bool:
-        """Whether it is tested on the split of this name after the epoch it is in; always on the `last`, which chooses the best."""
-        return name == last or self.config.recipe.tests(self.epoch + 1)
+    def looks_at(self, name: str) -> bool:
+        """Whether it is tested on the split of this name after the epoch it is in: on the test images not after each."""
+        return name != "test" or self.config.recipe.tests(self.epoch + 1)
 
     def test(self, name: str, images: Tensor) -> None:
         """Answer to a batch (B, 3, H, W) of the split of this name, in float32."""
@@ -151,7 +151,7 @@ class Arm:
         """Count its answers, remember the best, store the epoch. FloatingPointError, storing nothing, if the loss is not finite.
 
         Best is the epoch of the highest accuracy on the validation images where there are some, else, as released, on the test
-        images.
+        images, of those after which they are looked at.
         """
         loss, ce, distance, hits = (self.sums / self.images).tolist()
         if not math.isfinite(loss):
@@ -172,7 +172,7 @@ class Arm:
             {"epoch": self.epoch, "seconds": round(seconds, 3), "images_per_second": round(self.images / seconds, 1)}
         )
         judge = f"{list(images.tested)[-1]}_top1"
-        if not self.best or row[judge] > self.best_row[judge]:
+        if row[judge] > (self.best_row[judge] if self.best else -1):  # an epoch without a test is none: NaN
             self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
             self.best_row = row
         self.run.save_epoch(

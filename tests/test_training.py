@@ -785,3 +785,19 @@ def test_a_configuration_that_cannot_be_is_refused(wrong, said):
 def test_a_device_that_is_not_here_is_named():
     with pytest.raises(ValueError, match="'cuda:99' is not to be had here"):
         training.resolve_device("cuda:99")
+
+
+def test_test_images_are_looked_at_in_the_last_epochs_alone_and_the_best_is_one_of_them(images, teacher, tmp_path):
+    for kept in (0, 32):
+        asked = {"epochs": 5, "tested_from": 0.5, "train_images": 64, "validation_images": kept}
+        shown = images.subset(64, None, kept)
+        late = training.distill(student(teacher, tmp_path, **asked), shown, progress=False)
+        always = training.distill(student(teacher, tmp_path, **asked | {"tested_from": 0.0}), shown, progress=False)
+        seen = late.metrics["test_top1"]
+        assert seen.isna().tolist() == [True, True, False, False, False] and late.address != always.address
+        assert seen[2:].tolist() == always.metrics["test_top1"][2:].tolist()
+        assert late.result["last_top1"] == always.result["last_top1"]
+        assert late.result["best_top1"] == seen.max() and late.result["best_epoch"] >= 3
+        if kept:
+            assert late.metrics["validation_top1"].tolist() == always.metrics["validation_top1"].tolist()
+            assert late.result["validation_top1"] == always.result["validation_top1"]
