@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from r2kd import __main__, experiments, fidelity, findings, published
+from r2kd import __main__, experiments, fidelity, findings, published, teachers
 
 import pandas as pd
 import pytest
@@ -20,6 +20,8 @@ def sentences() -> set[str]:
     for name in ("grid", "grid_corrupted"):
         if (STUDY / f"{name}.csv").exists():
             found |= set(findings.grid_words(pd.read_csv(STUDY / f"{name}.csv")))
+    if (STUDY / "answer_spread.csv").exists():
+        found.add(teachers.spread_words(pd.read_csv(STUDY / "answer_spread.csv"), 10))
     for measure, rows in pd.read_csv(STUDY / "robust_comparisons.csv").groupby("measure"):
         found |= {f"{findings.MEASURED[measure]}: {words}" for words in findings.comparison_words(rows)}
     return found
