@@ -20,7 +20,7 @@ TELLS = {
     "higher": "is above",
     "lower": "is below",
     "not told apart": "is not told apart from",
-    "one seed": "has one seed with",
+    "too few seeds": "has too few seeds yet to be told from",
 }
 
 

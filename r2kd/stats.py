@@ -174,7 +174,7 @@ def judged(table: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
 
     p: of the two-sided t-test that the mean is 0. p_holm: adjusted, so that of all true zeros of the family one is called
     a difference in at most 5 of 100 such tables. Holm, "A simple sequentially rejective multiple test procedure", 1979.
-    verdict: "higher" or "lower" where p_holm is below `level`, else "not told apart"; of one seed "one seed".
+    verdict: "higher" or "lower" where p_holm is below `level`, else "not told apart"; of fewer than three seeds "too few seeds".
     """
     from scipy import stats  # so that a machine that only trains does without
 
@@ -190,7 +190,7 @@ def judged(table: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
     told = table.assign(p=p, p_holm=adjusted.reindex(table.index))
     sign = np.where(told["mean"] > 0, "higher", "lower")
     verdicts = np.where(told["p_holm"] < level, sign, "not told apart")
-    return told.assign(verdict=np.where(told["p_holm"].isna(), "one seed", verdicts))
+    return told.assign(verdict=np.where(told["p_holm"].isna() | (told["n"] < 3), "too few seeds", verdicts))
 
 
 def detectable(deviation: float, n: int, power: float = 0.8) -> float:

@@ -94,9 +94,9 @@ def test_holms_adjustment_is_that_of_his_example():
     assert edge["p"][0] == pytest.approx(0.05)
 
 
-def test_one_seed_has_no_verdict():
-    told = stats.judged(pd.DataFrame({"mean": [1.0, 5.0], "half_width": [np.nan, 1.0], "n": [1, 5]}))
-    assert told["verdict"].tolist() == ["one seed", "higher"]
+def test_one_or_two_seeds_have_no_verdict():
+    told = stats.judged(pd.DataFrame({"mean": [1.0, 5.0, 5.0], "half_width": [np.nan, 1.0, 0.1], "n": [1, 5, 2]}))
+    assert told["verdict"].tolist() == ["too few seeds", "higher", "too few seeds"]
 
 
 def test_what_a_test_can_find_it_finds_as_often_as_promised():

@@ -22,8 +22,9 @@ def sentences() -> set[str]:
             found |= set(findings.grid_words(pd.read_csv(STUDY / f"{name}.csv")))
     if (STUDY / "answer_spread.csv").exists():
         found.add(teachers.spread_words(pd.read_csv(STUDY / "answer_spread.csv"), 10))
-    for measure, rows in pd.read_csv(STUDY / "robust_comparisons.csv").groupby("measure"):
-        found |= {f"{findings.MEASURED[measure]}: {words}" for words in findings.comparison_words(rows)}
+    if (STUDY / "robust_comparisons.csv").exists():
+        for measure, rows in pd.read_csv(STUDY / "robust_comparisons.csv").groupby("measure"):
+            found |= {f"{findings.MEASURED[measure]}: {words}" for words in findings.comparison_words(rows)}
     return found
 
 
