@@ -23,18 +23,11 @@ from torch import Tensor, nn
 from . import acceleration, data, evaluation, models, records, robustness, stats, tested
 from .data import ImageData
 from .parts import Tests
+from .profiles import PAIRS, VIEWS
 from .progress import tqdm
 from .runs import write_atomically
 
-PAIRS = {  # teacher, student
-    "wrn402_wrn162": ("wrn_40_2", "wrn_16_2"),
-    "res56_res20": ("resnet56", "resnet20"),
-    "res32x4_res8x4": ("resnet32x4", "resnet8x4"),
-    "vgg13_vgg8": ("vgg13", "vgg8"),
-    "vgg13_mv2": ("vgg13", "MobileNetV2"),
-    "res32x4_shuv2": ("resnet32x4", "ShuffleV2"),
-}
-AUGMENTATIONS = ("mixup", "cutmix", "cutout", "autoaug", "cutmixpick")
+AUGMENTATIONS = VIEWS[1:]  # all but having none
 CLASSES = 200  # Tiny ImageNet
 STUDENTS_URL = "https://raw.githubusercontent.com/Seonghak35/R2KD/9adc6f9bf206f8269885708dfd53529484c9700b"
 TEACHERS_URL = "https://github.com/MingSun-Tse/Good-DA-in-KD/releases/download/v0.1/teachers_tinyimagenet.zip"
