@@ -25,7 +25,7 @@ from typing import NamedTuple
 from benchmarks import operators, report
 from benchmarks.loops import BATCH, our_loop, plain_loop, random_images
 from benchmarks.step import CASES, peak_memory
-from r2kd import ROOT, acceleration, evaluation, experiments, models, runs, training
+from r2kd import ROOT, acceleration, evaluation, experiments, files, models, runs, training
 from r2kd.config import DistillConfig, TeacherConfig
 from r2kd.progress import tqdm
 
@@ -215,10 +215,10 @@ def recipe(device: torch.device, out: Path, options: argparse.Namespace, seconds
             return
         experiments.run_students(study, images)
     for record in out.rglob("records.csv"):
-        runs.write_table(out / "records.csv", pd.read_csv(record))
+        files.write_table(out / "records.csv", pd.read_csv(record))
     table = runs.table(options.runs_root)
     if not table.empty:
-        runs.write_table(out / "runs.csv", table)
+        files.write_table(out / "runs.csv", table)
         print(runs.brief(table).to_string(index=False))
 
 
@@ -235,7 +235,7 @@ def write_rows(
     table = pd.DataFrame(kept).assign(machine=report.machine(device))
     print(f"\n{path.name}\n{table.drop(columns='machine').round(3).to_string(index=False)}", flush=True)
     if kept:
-        runs.write_table(path, table)
+        files.write_table(path, table)
 
 
 def main() -> int:

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from . import acceleration, data, evaluation, models, records, robustness, stats, tested
 from .data import ImageData
+from .files import write_atomically
 from .parts import Tests
 from .profiles import PAIRS, VIEWS
 from .progress import tqdm
-from .runs import write_atomically
 
 AUGMENTATIONS = VIEWS[1:]  # all but having none
 CLASSES = 200  # Tiny ImageNet

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import runs
+from . import files
 from .runs import Run
 
 NAME = "records.csv"
@@ -54,14 +54,14 @@ def write(folder: Path, finished: Iterable[tuple[str, Run]]) -> Path:
             continue  # the same numbers: the row keeps the time and the commit that it was made at
         rows[run.address] = row
     folder.mkdir(parents=True, exist_ok=True)
-    runs.write_table(path, pd.DataFrame(rows.values()))
+    files.write_table(path, pd.DataFrame(rows.values()))
     return path
 
 
 def merge(paths: list[Path], into: Path) -> int:
     """Write the rows of several records to one file; how many there are."""
     rows = read(paths)
-    runs.write_table(into, pd.DataFrame(rows.values()))
+    files.write_table(into, pd.DataFrame(rows.values()))
     return len(rows)
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import acceleration, evaluation, losses, official, records, runs
+from . import acceleration, evaluation, files, losses, official, records
 from .attacks import ATTACKS, attacked_logits
 from .corruptions import CORRUPTIONS, SEVERITIES, constants_size, corrupt, corruption, jpeg, missing
 from .data import ImageData, Split
@@ -302,7 +302,7 @@ def test(
         path = folder / NAME
         folder.mkdir(parents=True, exist_ok=True)
         kept = (records.read([path]) if path.exists() else {}) | new
-        runs.write_table(path, pd.DataFrame(kept.values()))
+        files.write_table(path, pd.DataFrame(kept.values()))
     return {model.address: unpacked(known[key]) for model, key in keys.items() if key in known}
 
 

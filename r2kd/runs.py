@@ -6,7 +6,6 @@ one whole epoch.
 """
 
 import hashlib
-import io
 import json
 import os
 import platform
@@ -24,6 +23,7 @@ import pandas as pd
 import torch
 
 from . import ROOT, __version__
+from .files import write_json, write_table, write_torch
 from .parts import PLACES
 
 
@@ -197,32 +197,6 @@ def _cell(value: Any) -> Any:
 def root_folder(root: str | Path | None = None) -> Path:
     """Where runs go: the argument, else $R2KD_RUNS, else runs/."""
     return Path(root or os.environ.get("R2KD_RUNS") or ROOT / "runs").expanduser()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises OSError naming the file, for instance where the disk is full."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OSError(error.errno, f"{error.strerror}; what was written before is kept", str(path)) from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def write_table(path: Path, rows: list[dict] | pd.DataFrame) -> None:
-    write_atomically(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n").encode())
-
-
-def write_torch(path: Path, value: Any) -> None:
-    """torch.save through memory: the bytes do not depend on the file's name."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    write_atomically(path, buffer.getvalue())
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 from typing import Literal
 
-from r2kd import acceleration, augmentation, batch, evaluation, fidelity, losses, models, pruning, runs, training
+from r2kd import acceleration, augmentation, batch, evaluation, fidelity, files, losses, models, pruning, runs, training
 from r2kd.arm import Arm, student_loss
 from r2kd.config import CLEAN, DistillConfig, TeacherConfig
 from r2kd.methods import Answers
@@ -729,7 +729,7 @@ def test_an_arm_cut_off_earlier_than_the_others_catches_up(teacher, images, tmp_
 
 def test_a_full_disk_is_said_and_loses_nothing(images, tmp_path, monkeypatch):
     config = TeacherConfig.of("resnet8", **SMALL, runs_root=str(tmp_path))
-    written = runs.Path.write_bytes
+    written = files.Path.write_bytes
 
     def full(path, content):
         if "state.pt" in path.name and full.calls == 1:
@@ -739,7 +739,7 @@ def test_a_full_disk_is_said_and_loses_nothing(images, tmp_path, monkeypatch):
         return written(path, content)
 
     full.calls = 0
-    monkeypatch.setattr(runs.Path, "write_bytes", full)
+    monkeypatch.setattr(files.Path, "write_bytes", full)
     with pytest.raises(OSError, match=r"No space left on device; what was written before is kept.*state\.pt"):
         training.train_teacher(config, images, progress=False)
     run = config.run(images)
