@@ -26,7 +26,7 @@ EXAMPLES = """profiles:
   quick   the default: the handwritten digits, 9 arms, 5 seeds; notebooks 01 to 03 in 4 to 8 minutes on 2 cores, no download;
           with --only 04,05 the other two, in 4 minutes more
   small   the study: CIFAR-100, 2,500 images, 120 epochs, 29 arms; told from its records, with --fresh half a day on 2 cores
-  paper   six pairs, all augmentations, 240 epochs, 3 seeds; days on one GPU
+  paper   the study's arms by the full recipe: six pairs, 240 epochs, 3 seeds; days on one GPU
 
 examples:
   python run_all.py

@@ -235,6 +235,10 @@ class DistillConfig(TeacherConfig):
             acting["pruning"] = self.pruning.acts()
         return acting
 
+    @property
+    def learning_rate(self) -> float:
+        return self.recipe.learning_rate or min(self.model.entry.learning_rate, self.method.entry.learning_rate)
+
     def _checked_teacher(self) -> TeacherConfig:
         for name in ("dataset", "image_size"):
             if (theirs := self.teacher.data.options[name]) != (mine := self.data.options[name]):
