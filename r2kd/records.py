@@ -24,12 +24,12 @@ def read(paths: Iterable[Path]) -> dict[str, dict]:
     rows: dict[str, dict] = {}
     for path in paths:
         try:
-            found = pd.read_csv(path, float_precision="round_trip", dtype={"curve": str}).to_dict("records")
+            found = pd.read_csv(path, float_precision="round_trip", dtype={"curve": str})
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a table of records: {error}") from None
-        if found and "address" not in found[0]:
-            raise ValueError(f"{path} is not a table of records: it has no column address")
-        for row in found:
+        if lacking := [column for column in ("address", "last_top1") if column not in found]:
+            raise ValueError(f"{path} is not a table of records: it has no column {lacking[0]}")
+        for row in found.to_dict("records"):
             known = rows.setdefault(row["address"], row)
             if _apart(known, row):
                 print(f"{path}: {_differing(known, row)}: the first is kept", file=sys.stderr)
@@ -59,8 +59,10 @@ def write(folder: Path, finished: Iterable[tuple[str, Run]]) -> Path:
 
 
 def merge(paths: list[Path], into: Path) -> int:
-    """Write the rows of several records to one file; how many there are."""
+    """Write the rows of several records to one file; how many there are. Raises as `read`, and ValueError for no row at all."""
     rows = read(paths)
+    if not rows:
+        raise ValueError(f"no record in {', '.join(map(str, paths))}: {into} is left as it is")
     files.write_table(into, pd.DataFrame(rows.values()))
     return len(rows)
 
