@@ -81,7 +81,7 @@ HOSTILE = [  # arguments, what the one line says, exit code
     ("runs --merge missing.csv new.csv", "missing.csv", 1),
     ("runs --merge foreign.csv new.csv", "foreign.csv is not a table of records: it has no column address", 1),
     ("runs --merge header.csv foreign.csv", "foreign.csv is not a table of records", 1),
-    ("runs --merge tests.csv header.csv", "tests.csv is not a table of records: it has no column last_top1", 1),
+    ("runs --merge tests.csv runs.csv", "records of trainings and of tests are mixed in runs.csv, tests.csv", 1),
     ("runs --merge binary.csv new.csv", "binary.csv is not a table of records", 1),
     ("runs --merge header.csv new.csv", "no record in header.csv: new.csv is left as it is", 1),
     ("doctor --device meta", "", 1),
@@ -94,6 +94,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "foreign.csv").write_text("a,b\n1,2\n")
     (folder / "header.csv").write_text("address,last_top1\n")
+    (folder / "runs.csv").write_text("address,last_top1\nz,50.0\n")
     (folder / "tests.csv").write_text("address,protocol\nx,y\n")
     (folder / "binary.csv").write_bytes(bytes(range(256)) * 9)
     torch.save(__main__.models.create("resnet8", 10).state_dict(), folder / "w")
