@@ -15,7 +15,7 @@ from pathlib import Path
 from r2kd import terminal
 
 if __name__ == "__main__":
-    terminal.ready()  # before torch, whose import takes seconds
+    terminal.prepare()  # before torch, whose import takes seconds
 
 import torch
 
@@ -137,11 +137,9 @@ def main(arguments: list[str] | None = None) -> int:
     code, told = 0, None
     try:
         code, told = _run(parser().parse_args(arguments))
-    except SystemExit as done:  # argparse has said why
-        code = done.code
     except KeyboardInterrupt:
         terminal.complain("\ninterrupted; the same command goes on at the last whole epoch")
-        code = 130
+        code = terminal.INTERRUPTED
     except Exception as error:
         line = _in_a_line(error)
         if line is None or os.environ.get("R2KD_TRACEBACK"):
@@ -298,6 +296,5 @@ def _result(run: training.Run) -> dict:
 
 
 if __name__ == "__main__":
-    with terminal.stoppable():
-        code = main()
-    sys.exit(code)
+    terminal.raise_interrupt()
+    sys.exit(terminal.run(main))

@@ -12,12 +12,11 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torchvision.datasets import CIFAR100
 from torchvision.datasets.utils import check_integrity
 
-from . import ROOT, acceleration, data, files, records, runs
+from . import ROOT, acceleration, data, files, records, runs, tables
 from .image_files import WORKERS, open_image
 
 DAMAGED = "DAMAGED"  # how a line begins that says so
@@ -151,12 +150,11 @@ def _problem(folder: Path) -> str | None:
 
 
 def _tables(root: Path) -> list[str]:
-    """Whether each table of a figure or of records can be read, and has rows."""
-    paths, wrong = sorted(root.rglob("*.csv")), []
+    """Whether each table of a figure, by its digest where it has one, and of records can be read."""
+    paths, wrong = tables.under(root), []
     for path in paths:
         try:
-            rows = records.read([path]) if path.name == records.NAME else pd.read_csv(path)
-            wrong += [] if len(rows) else [f"{path} has no row"]
+            records.read([path]) if "records" in path.stem else tables.read(path)
         except (ValueError, OSError) as error:
             wrong.append(f"{path}: {error}")
-    return _damaged(wrong) or [f"tables: {len(paths)} under {root}, all can be read"]
+    return _damaged(wrong) or [f"tables: {len(paths)} under {root}, all whole"]

@@ -1,56 +1,56 @@
-"""What a terminal does to a program: Ctrl-C and SIGTERM, streams that are closed, cut off, or know ASCII alone."""
+"""What a program owes the terminal that it was started in: no text that cannot be printed, no traceback for a signal."""
 
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
+from collections.abc import Callable
+from contextlib import suppress
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = 130
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-def ready() -> None:
-    """For the first line of a program, while nothing has begun: it can be stopped at once, and written from, wherever it is."""
-    for number in STOPS:
-        _on(number, _leave)
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:  # a file that is opened later would take its place, and get what is written there
-            os.open(os.devnull, os.O_RDWR)
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
-        else:
-            stream.reconfigure(errors="backslashreplace")
+def prepare() -> None:
+    """Before anything else is imported, which takes seconds: streams that lead somewhere, and signals that end the program at once.
+
+    Raised inside an import, an interrupt comes out as the import's failure, or not at all.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # closed, 2>&-: the next file would get its number, and its messages
+            stream = open(os.devnull, "w" if number else "r")  # noqa: SIM115 (it stays)
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    _at_stops(_leave)
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """While the block runs, Ctrl-C and SIGTERM are a KeyboardInterrupt, so that what is under way is kept."""
-    for number in STOPS:
-        _on(number, signal.default_int_handler)
+def raise_interrupt() -> None:
+    """SIGTERM is as good as Ctrl-C: from here on both are a KeyboardInterrupt."""
+    _at_stops(signal.default_int_handler)
+
+
+def run(main: Callable[[], int]) -> int:
+    """The exit code of a program: that of `main`, or 1 where what it said cannot be written."""
     try:
-        yield
-    finally:
-        for number in STOPS:
-            _on(number, _leave)
+        code = main()
+    except SystemExit as stop:  # argparse's
+        code = stop.code
+    _at_stops(_leave)
+    return tell(None, code)
 
 
 def tell(text: str | None, code: int) -> int:
-    """Print a result; the exit code: `code`, or 1 where it could not be written. That `| head` has seen enough is no error."""
+    """Print a result, if there is one, at once; the exit code, 1 where it cannot be written."""
     try:
         if text is not None:
             print(text)
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter tries once more
-        if not isinstance(error, BrokenPipeError):
-            complain(f"r2kd: stdout cannot be written: {error}")
-            return 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter tries again, and says so
+        if not isinstance(error, BrokenPipeError):  # `| head` has seen enough
+            complain(f"what it says cannot be written: {error}")
+            code = code or 1
     return code
 
 
@@ -60,13 +60,13 @@ def complain(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def _on(number: int, handler) -> None:
-    if signal.getsignal(number) is not signal.SIG_IGN:  # of a program in the background, Ctrl-C is the other's
-        signal.signal(number, handler)
+def _at_stops(handler: Callable) -> None:
+    for stop in STOPS:
+        if signal.getsignal(stop) is not signal.SIG_IGN:  # of a program in the background, Ctrl-C is another's
+            signal.signal(stop, handler)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    """At once: an exception would travel through half-imported libraries, some of which keep it."""
+def _leave(*_) -> None:
     with suppress(OSError):
         os.write(2, b"\ninterrupted\n")
     os._exit(INTERRUPTED)

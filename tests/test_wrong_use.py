@@ -105,8 +105,9 @@ def place(tmp_path_factory):
 def test_a_hostile_command_line_is_one_line_and_an_exit_code(line, said, code, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     monkeypatch.setenv("R2KD_RUNS", str(place / "runs"))
+    monkeypatch.setattr(terminal, "STOPS", ())  # the tests' own Ctrl-C stays
     before = {path: path.read_bytes() for path in place.glob("*.csv")}
-    assert __main__.main(shlex.split(line)) == code
+    assert terminal.run(lambda: __main__.main(shlex.split(line))) == code
     told = [text for text in capsys.readouterr().err.split("}\n")[-1].splitlines() if text]  # behind the settings
     assert len(told) == (1 if said else 0) and said in "".join(told)
     assert {path: path.read_bytes() for path in place.glob("*.csv")} == before
@@ -171,7 +172,7 @@ def test_two_arms_failing_with_exceptions_of_unusual_signatures(failures, kind, 
 
 MODULE = [sys.executable, "-m", "r2kd"]
 PIPES = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True}
-TELLING = "import sys; from r2kd import terminal; terminal.ready(); sys.exit(terminal.tell('r\xe9sultat', 0))"
+TELLING = "import sys; from r2kd import terminal; terminal.prepare(); sys.exit(terminal.tell('r\xe9sultat', 0))"
 
 
 def test_what_ascii_lacks_is_printed_all_the_same():
@@ -192,7 +193,7 @@ def test_a_pipe_that_has_seen_enough_is_no_error():
 def test_a_result_that_cannot_be_written_is_an_error():
     with open("/dev/full", "w") as full:
         told = subprocess.run([sys.executable, "-c", TELLING], stdout=full, **PIPES)
-    assert told.returncode == 1 and told.stderr.startswith("r2kd: stdout cannot be written: ")
+    assert told.returncode == 1 and told.stderr.startswith("what it says cannot be written: ")
     assert told.stderr.count("\n") == 1
 
 
@@ -204,9 +205,7 @@ def test_with_stderr_closed_a_training_ends_and_stdout_holds_the_result_alone(tm
 
 @pytest.mark.parametrize("closed", ["<&- 2>&-", ">&-", "<&- >&- 2>&-"])
 def test_a_stream_that_is_closed_is_no_files_place(closed, tmp_path):
-    code = (
-        "import sys; from r2kd import terminal; terminal.ready(); f = open(sys.argv[1], 'w'); print(f.fileno(), file=f)"
-    )
+    code = "import sys; from r2kd import terminal; terminal.prepare(); f = open(sys.argv[1], 'w'); print(f.fileno(), file=f)"
     code += "; print('lost', file=sys.stderr); sys.exit(terminal.tell('result', 0))"
     line = f"{shlex.join([sys.executable, '-c', code, str(tmp_path / 'file')])} {closed}"
     done = subprocess.run(["sh", "-c", line], stdout=subprocess.PIPE, **PIPES)
