@@ -154,7 +154,7 @@ def _tables(root: Path) -> list[str]:
     paths, wrong = tables.under(root), []
     for path in paths:
         try:
-            records.read([path]) if "records" in path.stem else tables.read(path)
+            records.read([path]) if path.name.endswith(records.NAME) else tables.read(path)
         except (ValueError, OSError) as error:
-            wrong.append(f"{path}: {error}")
+            wrong.append(str(error))
     return _damaged(wrong) or [f"tables: {len(paths)} under {root}, all whole"]

@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from r2kd import __main__, data, doctor, files, runs, training
+from r2kd import __main__, data, doctor, files, runs, tables, training
 from r2kd.config import TeacherConfig
 
+import pandas as pd
 import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR100
@@ -146,6 +147,18 @@ def test_the_doctor_says_where_nothing_can_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert look(tmp_path / "file", data_root=tmp_path) == 1
     assert f"DAMAGED {tmp_path / 'file'} is no folder that can be written, and runs go to" in capsys.readouterr().out
+
+
+def test_the_doctor_names_a_table_of_a_figure_that_was_cut(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    path = tmp_path / "figures" / "students.csv"
+    path.parent.mkdir()
+    tables.write(path, pd.DataFrame({"arm": ["KD", "R2KD"], "caption": "made up"}))
+    assert look(root, data_root=tmp_path) == 0
+    assert f"tables: 1 under {path.parent}, all whole" in capsys.readouterr().out
+    path.write_text("".join(path.read_text().splitlines(True)[:-1]))
+    assert look(root, data_root=tmp_path) == 1
+    assert f"DAMAGED {path} is not as it was saved" in capsys.readouterr().out
 
 
 def test_delete_unfinished_leaves_a_run_that_another_process_trains_at_this_moment(root, capsys):
