@@ -2,7 +2,13 @@
 
 Started again, it goes on from the runs that are finished."""
 
+from r2kd import terminal
+
+if __name__ == "__main__":
+    terminal.prepare()
+
 import argparse
+import builtins
 import logging
 import os
 import re
@@ -11,7 +17,7 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-from r2kd import ROOT, figures
+from r2kd import ROOT, figures, files, tables
 from r2kd.parts import Data, Design, Machine, Pruning, Recipe, Tests
 
 import pandas as pd
@@ -20,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 NOTEBOOKS = sorted((HERE / "notebooks").glob("[0-9]*.ipynb"))
 PARTS = (Design, Tests, Data, Recipe, Pruning, Machine)
 PATHS = ("data_root", "runs_root", "figures_root", "teacher_checkpoint", "published_root", "load")
+START_TIMEOUT = 300  # seconds; a kernel that dies is noticed at once
 
 EXAMPLES = """profiles:
   smoke   does everything run: 1 epoch on 128 images; minutes
@@ -44,7 +51,7 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     top.add_argument("--profile", default="quick", help="smoke, quick, small or paper [quick]")
     top.add_argument("--only", metavar="01,03", help="only these notebooks [all; quick: 01,02,03]")
@@ -60,14 +67,27 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    """The exit code: 0, 1 where something failed, 2 where the command cannot be followed, 130 where it was interrupted."""
+    top = parser()
+    options = top.parse_args(arguments)
+    for name, value in vars(options).items():
+        if value == "":
+            top.error(f"--{name.replace('_', '-')} is empty")
     try:
         if options.figures_only:
             return draw_figures(Path(options.figures_root or ROOT / "figures"))
-        return run_notebooks(options)
+        from r2kd import experiments, runs  # noqa: F401 (torch: seconds, which --help and --figures-only do without)
+
+        terminal.raise_interrupt()
+        try:
+            studies, notebooks, parameters = chosen(options)
+        except (ValueError, OSError) as error:
+            print(f"run_all: {error}", file=sys.stderr)
+            return 2
+        return run_notebooks(studies, notebooks, parameters, all_wanted=not options.only)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the finished runs", file=sys.stderr)
-        return 130
+        return terminal.INTERRUPTED
     except (ValueError, OSError) as error:
         print(f"run_all: {error}", file=sys.stderr)
         return 1
@@ -82,6 +102,8 @@ def settings_of(options: argparse.Namespace) -> dict:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     given |= read_pairs(options.set)
     for name, value in given.items():
+        if name in (*PATHS, "dataset") and not str(value).strip():
+            raise ValueError(f"{name} is empty: give a path, or leave it out")
         folder = name == "dataset" and not named(value) and Path(value).expanduser().is_dir()
         if name in PATHS or folder:
             given[name] = str(Path(value).expanduser().resolve())
@@ -89,40 +111,56 @@ def settings_of(options: argparse.Namespace) -> dict:
 
 
 def draw_figures(root: Path) -> int:
-    drawn = figures.redraw_all(root)
+    terminal.raise_interrupt()
+    drawn, failed = figures.redraw_all(root)
     for path in drawn:
-        print(path)
-    if not drawn:
+        print(path.with_suffix(".png"))
+    unchecked = [path for path in drawn if not tables.listed(path)]
+    for folder in dict.fromkeys(path.parent for path in unchecked):
+        names = ", ".join(path.name for path in unchecked if path.parent == folder)
+        print(f"run_all: {folder}: drawn unchecked, no digest in {tables.SUMS}: {names}", file=sys.stderr)
+    for error in failed:
+        print(f"run_all: {error}", file=sys.stderr)
+    if not drawn and not failed:
         print(f"run_all: no table of a figure under {root}", file=sys.stderr)
-    return 0 if drawn else 1
+    return 0 if drawn and not failed else 1
 
 
-def run_notebooks(options: argparse.Namespace) -> int:
-    from r2kd import experiments, runs  # they import torch, which --help and --figures-only do without
+def chosen(options: argparse.Namespace) -> tuple[list, list[Path], dict]:
+    """The studies, the notebooks, and their parameters but for the study's. Raises ValueError or OSError for what cannot be."""
+    from r2kd import experiments
 
     given = settings_of(options)
     studies = [experiments.study(options.profile, **given)]
     if not given.keys() & {"pair", "teacher", "student"}:
         pairs = experiments.PROFILES[options.profile].pairs
         studies = [experiments.study(options.profile, **given | {"pair": pair}) for pair in pairs]
-    published = options.published_root and str(Path(options.published_root).expanduser().resolve())
+    published = options.published_root and Path(options.published_root).expanduser().resolve()
+    if published and not (published.is_dir() or options.download_published):
+        raise ValueError(f"no folder of published students at {published}; --download-published fetches them there")
     notebooks = choose(options.only or ("01,02,03" if options.profile == "quick" else None))
+    return studies, notebooks, {"published_root": published and str(published), "download": options.download_published}
+
+
+def run_notebooks(studies: list, notebooks: list[Path], parameters: dict, all_wanted: bool) -> int:
+    from r2kd import runs
+
     started = time.perf_counter()
     for study in studies:
         begun = time.time()
         place = study.figures.relative_to(study.all_figures)
-        executed = runs.root_folder(given.get("runs_root")) / "notebooks" / place
+        profile, settings = study.made_of
+        executed = runs.root_folder(settings.get("runs_root")) / "notebooks" / place
         executed.mkdir(parents=True, exist_ok=True)
-        parameters = {"profile": options.profile, "settings": study.made_of[1]}
-        parameters |= {"published_root": published, "download": options.download_published}
+        of_study = parameters | {"profile": profile, "settings": settings}
         for i, notebook in enumerate(notebooks, 1):
             print(f"{place}: notebook {i} of {len(notebooks)}, {notebook.stem}", flush=True)
-            if not execute(notebook, executed / notebook.name, parameters):
+            if not execute(notebook, executed / notebook.name, of_study):
                 return 1
         summarise(study.figures, executed, begun)
     left = [path.stem for path in NOTEBOOKS if path not in notebooks]
     print(f"finished in {time.perf_counter() - started:.0f} s")
-    if left and not options.only:
+    if left and all_wanted:
         numbers = ",".join(name[:2] for name in left)
         print(f"not run, so that this stays quick: {', '.join(left)} (--only {numbers}, with the same runs)")
     return 0
@@ -141,18 +179,26 @@ def choose(only: str | None) -> list[Path]:
     return sorted(set(chosen))
 
 
-def execute(notebook: Path, output: Path, parameters: dict) -> bool:
-    """Run one notebook with those of `parameters` that it declares; False where a cell failed, which is then shown.
+class Kept:
+    """Stands where papermill writes a notebook after each cell: the last of it, so that the file is written once, whole."""
 
-    The output is kept either way.
+    text = ""
+
+    def write(self, text: str, path: str) -> None:
+        self.text = text
+
+    def pretty_path(self, path: str) -> str:
+        return path
+
+
+def execute(notebook: Path, output: Path, parameters: dict) -> bool:
+    """Run one notebook with those of `parameters` that it declares; False where it failed, which is then said.
+
+    The output is kept either way. Raises OSError naming it where it cannot be written.
     """
     import nbformat
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
+    from papermill.iorw import papermill_io
 
-    for name in ("papermill", "asyncio"):  # what matters of a failure is said below, in a line
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ["R2KD_PROGRESS"] = "text"
     # the package beside this file, whichever is installed
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
@@ -160,31 +206,61 @@ def execute(notebook: Path, output: Path, parameters: dict) -> bool:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "15")  # a log needs no ten lines a second
     started = time.perf_counter()
-    declared = papermill.inspect_notebook(notebook)
+    kept = Kept()
+    papermill_io.register(str(output), kept)
+    try:
+        failure = attempt(notebook, output, parameters)
+        if failure:
+            print(f"\nrun_all: {notebook.stem}{failure}\n\nThe notebook up to there: {output}", file=sys.stderr)
+    finally:
+        if kept.text:
+            tidied = nbformat.reads(kept.text, as_version=4)
+            tidy(tidied)
+            files.write_atomically(output, nbformat.writes(tidied).encode())
+    if not failure:
+        print(f"  {time.perf_counter() - started:.0f} s, {output}", flush=True)
+    return not failure
+
+
+def attempt(notebook: Path, output: Path, parameters: dict) -> str:
+    """Execute a notebook; what failed, or nothing."""
+    import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    for name in ("papermill", "asyncio", "traitlets"):  # what matters of a failure is said below, in a line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    source, place = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output))  # it formats them
+    declared = papermill.inspect_notebook(source)
     try:
         papermill.execute_notebook(
-            notebook,
-            output,
+            source,
+            place,
             {name: value for name, value in parameters.items() if name in declared},
             cwd=notebook.parent,
             progress_bar=False,
             stderr_file=sys.stderr,
+            start_timeout=START_TIMEOUT,
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     except PapermillExecutionError as error:
-        print(f"\nrun_all: {notebook.stem}, cell {error.exec_count}:\n\n{error.source.strip()}\n", file=sys.stderr)
-        print(f"{error.ename}: {error.evalue}\n\nThe notebook up to there: {output}", file=sys.stderr)
-        return False
+        if refused(error):
+            return f": {error.evalue}"
+        return f", cell {error.exec_count}:\n\n{error.source.strip()}\n\n{error.ename}: {error.evalue}"
     except DeadKernelError as error:
-        print(f"\nrun_all: {notebook.stem}: {error} (out of memory?)\n\nUp to there: {output}", file=sys.stderr)
-        return False
-    finally:
-        if output.exists():
-            tidied = nbformat.read(output, as_version=4)
-            tidy(tidied)
-            nbformat.write(tidied, output)
-    print(f"  {time.perf_counter() - started:.0f} s, {output}", flush=True)
-    return True
+        return f": {error} (out of memory?)"
+    except (RuntimeError, NoSuchKernel) as error:
+        return f": its kernel does not start: {error}; jupyter kernelspec list shows which there are"
+    return ""
+
+
+def refused(error) -> bool:
+    """Whether a cell's failure is what the package has to say, in a line, of a setting or a file, and no fault of the cell."""
+    kind = getattr(builtins, error.ename, None)
+    said = isinstance(kind, type) and issubclass(kind, (ValueError, OSError, FloatingPointError))
+    frames = re.findall(r"File (.+?):\d+", re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback)))
+    return said and bool(frames) and Path(frames[-1]).expanduser().is_relative_to(HERE / "r2kd")
 
 
 def tidy(notebook) -> None:
@@ -205,7 +281,7 @@ def summarise(folder: Path, executed: Path, begun: float) -> None:
     """Print the tables of students and of switches that were made since `begun`, and where everything is."""
     made = {path.stem for path in folder.glob("*.png") if path.stat().st_mtime >= begun}
     if "students" in made:
-        table = pd.read_csv(folder / "students.csv")
+        table = tables.read(folder / "students.csv")
         seeds = table["n"].iloc[0]
         summary = pd.DataFrame(
             {
@@ -218,7 +294,7 @@ def summarise(folder: Path, executed: Path, begun: float) -> None:
         print(f"\n{table['caption'].iloc[0]}; teacher {table['teacher_top1'].iloc[0]:.2f} %; {seeds} seeds\n")
         print(summary.to_string(index=False), end="\n\n")
     if "switch_effects" in made:
-        effects = pd.read_csv(folder / "switch_effects.csv")
+        effects = tables.read(folder / "switch_effects.csv")
         shown = effects.loc[effects["measure"] == "top1", ["arm", "mean", "half_width", "n", "verdict"]].round(2)
         shown.columns = ["R2KD against the released code", "points", "± 95 % interval", "seeds", "verdict"]
         print(f"{effects['caption'].iloc[0]}\n\n{shown.to_string(index=False)}\n")
@@ -226,4 +302,4 @@ def summarise(folder: Path, executed: Path, begun: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(terminal.run(main))

@@ -1,17 +1,25 @@
-"""python -m r2kd {teacher,distill,evaluate,runs}: one training, one evaluation, or the table of all runs.
+"""python -m r2kd {teacher,distill,evaluate,runs,doctor}: one training, one evaluation, the table of all runs, or whether
+what is here is whole. `run_all.py` runs a whole study.
 
-`run_all.py` runs a whole study."""
+Exit code 0; 1 where something went wrong or is damaged, 2 for wrong use, 130 when interrupted."""
 
 import argparse
 import dataclasses
+import difflib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+
+from r2kd import terminal
+
+if __name__ == "__main__":
+    terminal.prepare()  # before torch, whose import takes seconds
 
 import torch
 
-from . import data, entries, evaluation, experiments, fidelity, models, records, runs, training
+from . import data, doctor, entries, evaluation, experiments, fidelity, models, records, runs, training
 from .augmentation import AUGMENTATIONS
 from .config import DistillConfig, TeacherConfig
 from .methods import METHODS
@@ -28,8 +36,25 @@ EXAMPLES = """examples:
 The same call again returns the finished run, or goes on with the one that was cut off."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says wrong use in one line, with the option that was meant; no option is taken by its beginning."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1)
+            self.error(f"unknown option {unknown[0]}" + (f": {near[0]} is meant?" if near else ""))
+        return found, unknown
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: {message} (all options: {self.prog} --help)\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="python -m r2kd",
         description=__doc__,
         epilog=EXAMPLES,
@@ -80,6 +105,11 @@ def parser() -> argparse.ArgumentParser:
         "--delete-unfinished", action="store_true", help="delete the folders of runs that are not finished"
     )
     table.add_argument("--merge", nargs="+", metavar="RECORDS", help="records.csv files, the last of which to write")
+
+    examined = commands.add_parser("doctor", help="versions, device, disk, and whether data sets and runs are whole")
+    for name in ("device", "data_root", "runs_root"):
+        _add_setting(examined, Machine, name)
+    examined.add_argument("--thorough", action="store_true", help="decode every image of the data sets, too")
     return top
 
 
@@ -103,34 +133,53 @@ def _add_setting(command: argparse.ArgumentParser, part: type[Part], name: str) 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    commands = {"teacher": teacher, "distill": distill, "evaluate": evaluate, "runs": list_runs}
+    """The exit code, as said above; what went wrong is one line on stderr."""
+    code, told = 0, None
     try:
-        for path in getattr(options, "load", []):
-            entries.load(path)
-        printed = commands[options.command](options)
-        print(printed if isinstance(printed, str) else json.dumps(printed))
+        code, told = _run(parser().parse_args(arguments))
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on at the last whole epoch", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except torch.OutOfMemoryError as error:
-        print(f"r2kd: {str(error).splitlines()[0]} Try --streams 1 or a smaller --batch-size", file=sys.stderr)
-        return 1
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("R2KD_TRACEBACK"):
+        terminal.complain("\ninterrupted; the same command goes on at the last whole epoch")
+        code = terminal.INTERRUPTED
+    except Exception as error:
+        line = _in_a_line(error)
+        if line is None or os.environ.get("R2KD_TRACEBACK"):
             raise
-        print(f"r2kd: {error}", file=sys.stderr)
-        return 1
-    return 0
+        terminal.complain(f"r2kd: {line}")
+        code = 1
+    return terminal.tell(told, code)
+
+
+def _run(options: argparse.Namespace) -> tuple[int, str]:
+    """(exit code, what to print). Raises what the command does."""
+    commands = {"teacher": teacher, "distill": distill, "evaluate": evaluate, "runs": list_runs, "doctor": examine}
+    for name, value in vars(options).items():
+        if "" in (value if isinstance(value, list) else [value]):
+            raise ValueError(f"--{name.rpartition('.')[2].replace('_', '-')} is empty")
+    for path in getattr(options, "load", []):
+        entries.load(path)
+    done = commands[options.command](options)
+    if isinstance(done, list):  # of the doctor
+        return int(any(line.startswith(doctor.DAMAGED) for line in done)), "\n".join(done)
+    return 0, done if isinstance(done, str) else json.dumps(done)
+
+
+def _in_a_line(error: Exception) -> str | None:
+    """What to say of an error that can be the user's or the machine's; None of another."""
+    first = next(iter(str(error).splitlines()), "")
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{first} Try --streams 1 or a smaller --batch-size"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in first):
+        return f"not enough memory ({first.rpartition('] ')[2]}): try a smaller --image-size or --batch-size"
+    if isinstance(error, ValueError | OSError | FloatingPointError):
+        return " ".join(str(error).split("\n"))
+    return None
 
 
 def teacher(options: argparse.Namespace) -> dict:
-    config = TeacherConfig.of(
-        options.model, seed=options.seed, checkpoint=options.checkpoint, **_settings(options, Data, Recipe, Machine)
-    )
+    parts = (Data, Recipe, Machine)
+    config = TeacherConfig.of(options.model, seed=options.seed, checkpoint=options.checkpoint)
+    config = config.with_settings(_settings(options, *parts))
+    _refuse_idle(config, _given(options, *parts))
     _print_settings(config)
     return _result(training.train_teacher(config))
 
@@ -140,20 +189,24 @@ def distill_config(options: argparse.Namespace) -> DistillConfig:
     if not (options.pair or (options.teacher and options.student)):
         raise ValueError("name a --pair, or a --teacher and a --student")
     pair = experiments.pair_models(options.pair) if options.pair else (None, None)
-    given = _settings(options, Data, Recipe, Pruning, Machine)
+    parts = (Data, Recipe, Pruning, Machine)
+    given = _settings(options, *parts)
     teacher = TeacherConfig.of(options.teacher or pair[0], checkpoint=options.teacher_checkpoint)
     shared = {key: value for key, value in given.items() if teacher.owner(key) in ("data", "machine")}
     teacher = teacher.with_settings(data.recipe(options.dataset) | shared)
     switches = {switch.key: getattr(options, switch.key, None) for switch in fidelity.SWITCHES}
-    return DistillConfig.of(
+    config = DistillConfig.of(
         options.student or pair[1],
         teacher=teacher,
         method=options.method,
         view=options.augmentation,
         seed=options.seed,
         fidelity=options.fidelity,
-        **given | {key: value for key, value in switches.items() if value is not None},
     )
+    config = config.with_settings(given | {key: value for key, value in switches.items() if value is not None})
+    weights = [] if options.teacher_checkpoint is None else ["teacher.checkpoint"]
+    _refuse_idle(config, [*_given(options, *parts), *weights])
+    return config
 
 
 def distill(options: argparse.Namespace) -> dict:
@@ -171,10 +224,10 @@ def distill(options: argparse.Namespace) -> dict:
 def evaluate(options: argparse.Namespace) -> dict:
     state = models.read_checkpoint(options.checkpoint)
     classes = models.output_classes(state)
-    size = Data(image_size=options.image_size).image_size
-    images = data.load(options.dataset, options.data_root, size, splits=("test",))
+    wanted = Data(dataset=options.dataset, image_size=options.image_size)
+    images = data.load(wanted.dataset, options.data_root, wanted.image_size, splits=("test",))
     if classes != images.num_classes:  # a student of some of the classes only, as of a part of Tiny ImageNet
-        images = data.load(options.dataset, options.data_root, size).with_training_classes()
+        images = data.load(wanted.dataset, options.data_root, wanted.image_size).with_training_classes()
     if classes != images.num_classes:
         raise ValueError(f"{options.checkpoint} has {classes} classes, {images.name} has {images.num_classes}")
     device = training.resolve_device(options.device or "auto")
@@ -186,6 +239,8 @@ def evaluate(options: argparse.Namespace) -> dict:
 
 def list_runs(options: argparse.Namespace) -> str:
     if options.merge:
+        if len(options.merge) < 2:
+            raise ValueError("--merge takes two tables at least: those to read, and last the one to write")
         *paths, into = map(Path, options.merge)
         return f"{into}: {records.merge([path for path in [into, *paths] if path != into or into.exists()], into)} runs"
     if options.delete_unfinished:
@@ -201,11 +256,26 @@ def list_runs(options: argparse.Namespace) -> str:
     return f"{runs.brief(table).to_string(index=False)}\n\n{told}"
 
 
+def examine(options: argparse.Namespace) -> list[str]:
+    return doctor.examine(options.device or "auto", options.data_root, options.runs_root, options.thorough)
+
+
 def _settings(options: argparse.Namespace, *parts: type[Part]) -> dict:
-    """The data set's recipe, under the options of the parts, under --set."""
+    """The data set's recipe, under what is given."""
+    return data.recipe(options.dataset) | _given(options, *parts)
+
+
+def _given(options: argparse.Namespace, *parts: type[Part]) -> dict:
+    """The options of the parts, under --set."""
     names = [known.name for part in parts for known in dataclasses.fields(part)]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return data.recipe(options.dataset) | given | read_pairs(options.set)
+    return given | read_pairs(options.set)
+
+
+def _refuse_idle(config: TeacherConfig, keys: Iterable[str]) -> None:
+    """Raises ValueError for a setting that was given and acts on nothing."""
+    for key, why in config.idle(keys).items():
+        raise ValueError(f"{key} acts on nothing: {why}")
 
 
 def read_pairs(texts: list[str]) -> dict[str, str]:
@@ -226,4 +296,5 @@ def _result(run: training.Run) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.raise_interrupt()
+    sys.exit(terminal.run(main))

@@ -1,7 +1,7 @@
 """What a training depends on. A configuration is its parts, and knows what of them acts, so the address of its run."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -33,6 +33,10 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", models.MODELS.choose(self.model))
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, not {self.seed}")
+        if self.checkpoint == "":
+            raise ValueError("checkpoint is empty: it is the path of a file of weights")
 
     @classmethod
     def of(cls, model: str | Choice | Callable, *, seed: int = 0, checkpoint: str | None = None, **settings) -> Self:
@@ -77,6 +81,11 @@ class TeacherConfig:
         if (owner := self.owner(key)) is None:
             raise KeyError(key)
         return self.parts[owner].options[key.rpartition(".")[2]]
+
+    def idle(self, keys: Iterable[str]) -> dict[str, str]:
+        """Those of these settings that act on nothing here, each with the reason."""
+        given = self.checkpoint is not None
+        return {key: "the weights are given" for key in keys if given and self.owner(key) == "recipe"}
 
     @property
     def learning_rate(self) -> float:
@@ -211,6 +220,17 @@ class DistillConfig(TeacherConfig):
         teacher, own_used = self.teacher.apply(own)
         return replace(changed, teacher=teacher), used | {f"teacher.{key}" for key in own_used}
 
+    def idle(self, keys: Iterable[str]) -> dict[str, str]:
+        """As a teacher's; what has "teacher." before it is the teacher's."""
+        untaught = f"the method {self.method.name} has no teacher"
+        of_teacher = [key.removeprefix("teacher.") for key in keys if key.startswith("teacher.")]
+        found = self.teacher.idle(of_teacher) if self.taught else dict.fromkeys(of_teacher, untaught)
+        found = super().idle(keys) | {f"teacher.{key}": why for key, why in found.items()}
+        if not self.pruned:
+            why = "pruning_rate is 0" if self.taught else untaught
+            found |= {key: why for key in keys if self.owner(key) == "pruning" and self[key] != 0}
+        return found
+
     @property
     def taught(self) -> bool:
         """Whether a teacher takes part."""
@@ -261,8 +281,15 @@ Config = TeacherConfig | DistillConfig
 
 
 def unknown_setting(key: str, configs: list[Config], beside: tuple[str, ...] = ()) -> str:
-    """What to say of a setting that none of the configurations, nor `beside`, knows."""
-    part = key.rpartition(".")[0]
+    """What to say of a setting that acts in none of the configurations and that `beside` doesn't know either."""
+    part, _, name = key.rpartition(".")
+    if any(config.owner(key) for config in configs):
+        return f"{key} acts on nothing: no arm prunes"
+    for kind, entries in (("method", METHODS), ("view", AUGMENTATIONS)):
+        having = [entry.name for entry in entries.values() if name in entry.options and part in ("", kind)]
+        chosen = dict.fromkeys(config.parts[kind].name for config in configs if kind in config.parts)
+        if having and chosen:
+            return f"{name} is of {' and '.join(having)}, and the {kind} is {' or '.join(chosen)}"
     of = [known for config in configs for name, known in config.parts.items() if part in ("", name)]
     if of and part:
         return f"unknown setting {key!r}; the {part} has {', '.join(dict.fromkeys(name for p in of for name in p.settings))}"

@@ -313,8 +313,13 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: Generator
 
 
 def batch_indices(count: int, batch_size: int, generator: Generator) -> list[Tensor]:
-    """A shuffled epoch as index tensors; a last batch of a single image, which BatchNorm can't take, is left out."""
+    """A shuffled epoch as index tensors; a last batch of a single image, which BatchNorm can't take, is left out.
+
+    Raises ValueError where none is left.
+    """
     batches = torch.randperm(count, generator=generator).split(batch_size)
+    if count < 2:
+        raise ValueError(f"BatchNorm needs two images in a batch at least, and there is {count} to train on")
     return [batch for batch in batches if len(batch) > 1]
 
 

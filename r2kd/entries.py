@@ -11,6 +11,7 @@ one with a default is an option: its name, default and type, or the values that 
 import ast
 import importlib.util
 import inspect
+import math
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -57,6 +58,10 @@ class Option:
         if self.types and type(value) not in self.types:
             kinds = " or ".join(kind.__name__ for kind in self.types if kind is not types.NoneType)
             raise ValueError(f"{self.name} of {of} is of type {kinds}, not {value!r}")
+        if value == "" and str in self.types:
+            raise ValueError(f"{self.name} of {of} is empty")
+        if not all(math.isfinite(v) for v in (value if isinstance(value, tuple) else [value]) if isinstance(v, float)):
+            raise ValueError(f"{self.name} of {of} is a finite number, not {value}")
         return value
 
 
@@ -271,6 +276,8 @@ def load(path: str | Path) -> None:
     path = Path(path).expanduser().resolve()
     if not path.is_file():
         raise FileNotFoundError(f"no file of entries at {path}")
+    if path.suffix != ".py":
+        raise ValueError(f"{path} is no Python file: entries of your own stand in one, my_methods.py")
     content = path.read_bytes()
     if _loaded.get(path) == content:
         return

@@ -341,7 +341,7 @@ def _configure(
     pruning = {key for key in given if made.owner(key) == "pruning"}
     mine = {key: value for key, value in given.items() if made.pruned or key not in pruning}
     made, known = made.apply({key: value for key, value in mine.items() if not key.startswith("teacher.")})
-    used |= known | pruning
+    used |= known | (pruning if made.pruned else set())
     return (made.with_preset(own_preset) if own_preset else made).with_settings(own)
 
 

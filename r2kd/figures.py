@@ -4,6 +4,7 @@ The column `caption` holds, in its first row, what the numbers rest on. Lines an
 colour; error bars and bands are 95 % t-intervals of the mean over `n` seeds.
 """
 
+import io
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -15,6 +16,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from . import files, tables
 
 COLOURS = sns.color_palette("colorblind").as_hex()
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
@@ -40,36 +43,58 @@ def draw(name: str, table: pd.DataFrame) -> Figure:
 
 
 def save(name: str, table: pd.DataFrame, folder: str | Path, caption: str) -> Figure | None:
-    """Write <folder>/<name>.csv and draw <name>.png from it, in place of what was there; None of a table without rows."""
+    """Write <folder>/<name>.csv and draw <name>.png from it, in place of what was there; None of a table without rows.
+
+    Raises OSError naming the file that could not be written; what was there before is kept.
+    """
     if table.empty:
         print(f"{name}: nothing was measured, nothing is drawn")
         return None
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.csv"
+    path = Path(folder) / f"{name}.csv"
     captions = [caption] + [""] * (len(table) - 1)
-    table.assign(caption=captions).to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
-    return redraw(path)
-
-
-def redraw(path: str | Path) -> Figure:
-    """Draw the PNG beside a CSV again. Raises FileNotFoundError, or ValueError for a CSV that is of no figure of ours."""
-    path = Path(path)
-    try:
-        figure = draw(path.stem, pd.read_csv(path))
-    except (KeyError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path} is not the table of this figure: {error}") from None
-    with rc_context(STYLE):
-        figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
+    with tables.alone(path.parent):
+        tables.write(path, table.assign(caption=captions))
+        figure = draw(name, tables.read(path))
+        files.write_atomically(path.with_suffix(".png"), _png(figure))
     return figure
 
 
-def redraw_all(root: str | Path) -> list[Path]:
-    """Draw every figure under `root` again from its CSV; the paths of the PNGs."""
-    paths = [path for path in sorted(Path(root).rglob("*.csv")) if path.stem in FIGURES]
-    for path in paths:
-        redraw(path)
-    return [path.with_suffix(".png") for path in paths]
+def redraw(path: str | Path) -> Figure:
+    """Draw the PNG beside a CSV again.
+
+    Raises FileNotFoundError, or ValueError for a CSV that is damaged or of no figure of ours; OSError as `save` does.
+    """
+    path = Path(path)
+    with tables.alone(path.parent):
+        table = tables.read(path)
+        try:
+            figure = draw(path.stem, table)
+            content = _png(figure)
+        except Exception as error:  # whatever the table of something else leads to
+            said = (str(error).splitlines() or [""])[0]
+            raise ValueError(f"{path} is not the table of this figure: {type(error).__name__}: {said}") from error
+        files.write_atomically(path.with_suffix(".png"), content)
+    return figure
+
+
+def redraw_all(root: str | Path) -> tuple[list[Path], list[Exception]]:
+    """Draw every figure under `root` again from its CSV: the CSVs of those that were drawn, and why others could not be."""
+    drawn, failed = [], []
+    for path in tables.under(Path(root)):
+        if path.stem in FIGURES:
+            try:
+                redraw(path)
+                drawn.append(path)
+            except (OSError, ValueError) as error:
+                failed.append(error)
+    return drawn, failed
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    with rc_context(STYLE):
+        figure.savefig(content, metadata={"Software": None})
+    return content.getvalue()
 
 
 def _figure(

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -58,6 +59,11 @@ def set_aside(path: Path) -> Path:
     place = next(place for place in places if not place.exists())
     path.rename(place)
     return place
+
+
+def is_aside(path: Path) -> bool:
+    """Whether it has a name that `set_aside` gives."""
+    return re.search(r"\.damaged(-\d+)?$", path.name) is not None
 
 
 @contextmanager

@@ -11,10 +11,16 @@ from .entries import Option
 
 
 def setting(
-    default: Any, help: str, *, acts: bool = True, above: float | None = None, least: float | None = None
+    default: Any,
+    help: str,
+    *,
+    acts: bool = True,
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
 ) -> Any:
-    """A field. `acts`: whether the numbers of a run depend on it. `above`, `least`: its bound, open or closed."""
-    return field(default=default, metadata={"help": help, "acts": acts, "above": above, "least": least})
+    """A field. `acts`: whether the numbers of a run depend on it. `above`, `least`, `most`: its bounds, open or closed."""
+    return field(default=default, metadata={"help": help, "acts": acts, "above": above, "least": least, "most": most})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +31,13 @@ class Part:
         for known in fields(self):
             value = self.settings[known.name].read(getattr(self, known.name), type(self).__name__.lower())
             object.__setattr__(self, known.name, value)
-            above, least = known.metadata["above"], known.metadata["least"]
+            above, least, most = (known.metadata[bound] for bound in ("above", "least", "most"))
             if value is not None and above is not None and not value > above:
                 raise ValueError(f"{known.name} must be above {above}, not {value}")
             if value is not None and least is not None and not value >= least:
                 raise ValueError(f"{known.name} must be at least {least}, not {value}")
+            if value is not None and most is not None and not value <= most:
+                raise ValueError(f"{known.name} must be at most {most}, not {value}")
 
     @property
     def settings(self) -> dict[str, Option]:
@@ -62,7 +70,7 @@ class Data(Part):
     """The images. Subsets are class-balanced and always the same; None is all of them."""
 
     dataset: str = setting("digits", "a data set by name, or a folder of images")
-    image_size: int | None = setting(None, "side in pixels that the images are brought to", least=8)
+    image_size: int | None = setting(None, "side in pixels that the images are brought to", least=8, most=1024)
     train_images: int | None = setting(None, "a class-balanced subset of so many training images", above=0)
     test_images: int | None = setting(None, "the same of the test images", above=0)
     validation_images: int = setting(0, "so many training images, kept from training, choose an epoch", least=0)
@@ -70,6 +78,10 @@ class Data(Part):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.train_images == 1:
+            raise ValueError(
+                "train_images must be at least 2, not 1: BatchNorm learns nothing from a batch of one image"
+            )
         if self.label_noise > 1:
             raise ValueError(f"label_noise is a share, 0 <= label_noise <= 1, not {self.label_noise}")
 
@@ -89,6 +101,8 @@ class Recipe(Part):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not all(type(milestone) is int and milestone >= 0 for milestone in self.milestones or ()):
+            raise ValueError(f"milestones are epochs, whole numbers such as (150, 180, 210), not {self.milestones}")
         if self.tested_from > 1:
             raise ValueError(f"tested_from is a share, 0 <= tested_from <= 1, not {self.tested_from}")
 

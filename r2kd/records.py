@@ -24,12 +24,12 @@ def read(paths: Iterable[Path]) -> dict[str, dict]:
     rows: dict[str, dict] = {}
     for path in paths:
         try:
-            found = pd.read_csv(path, float_precision="round_trip", dtype={"curve": str}).to_dict("records")
+            found = pd.read_csv(path, float_precision="round_trip", dtype={"curve": str})
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a table of records: {error}") from None
-        if found and "address" not in found[0]:
+        if "address" not in found:
             raise ValueError(f"{path} is not a table of records: it has no column address")
-        for row in found:
+        for row in found.to_dict("records"):
             known = rows.setdefault(row["address"], row)
             if _apart(known, row):
                 print(f"{path}: {_differing(known, row)}: the first is kept", file=sys.stderr)
@@ -59,8 +59,15 @@ def write(folder: Path, finished: Iterable[tuple[str, Run]]) -> Path:
 
 
 def merge(paths: list[Path], into: Path) -> int:
-    """Write the rows of several records to one file; how many there are."""
+    """Write the rows of several records to one file; how many there are.
+
+    Raises as `read`, and ValueError where there is no row, or some are of trainings and some of what they were tested with.
+    """
     rows = read(paths)
+    kinds, told = {"last_top1" in row for row in rows.values()}, ", ".join(map(str, paths))
+    if len(kinds) != 1:
+        wrong = "records of trainings and of tests are mixed" if rows else "no record"
+        raise ValueError(f"{wrong} in {told}: {into} is left as it is")
     files.write_table(into, pd.DataFrame(rows.values()))
     return len(rows)
 

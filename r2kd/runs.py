@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from . import ROOT, __version__
+from . import ROOT, __version__, files
 from .files import write_json, write_table, write_torch
 from .parts import PLACES
 
@@ -175,12 +175,30 @@ def brief(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def delete_unfinished(root: str | Path | None = None) -> list[str]:
-    """Delete the folders of runs that are not finished; their addresses."""
-    left = [path.parent for path in sorted(root_folder(root).glob("*/config.json"))]
-    left = [folder for folder in left if not Run(folder).finished]
-    for folder in left:
-        shutil.rmtree(folder)
-    return [folder.name for folder in left]
+    """Delete the folders of runs that are not finished; their addresses. What is left of them is said on stderr.
+
+    It leaves a run that another process has in work, and what was set aside or damaged after it was finished.
+    """
+    deleted = []
+    for folder in sorted(path.parent for path in root_folder(root).glob("*/config.json")):
+        with files.alone(folder, wait=False) as ours:
+            if Run(folder).finished and not files.is_aside(folder):
+                continue
+            if not ours:
+                print(f"{folder.name} is left: another process is at it", file=sys.stderr)
+            elif (
+                files.is_aside(folder)
+                or (folder / "result.json").exists()
+                or any(map(files.is_aside, folder.iterdir()))
+            ):
+                print(
+                    f"{folder} is left: it is damaged, not unfinished; look at it, and delete it by hand",
+                    file=sys.stderr,
+                )
+            else:
+                shutil.rmtree(folder)
+                deleted.append(folder.name)
+    return deleted
 
 
 def _flat(acts: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -87,7 +87,9 @@ def _train(configs: list[Config], images: ImageData, progress: bool) -> list[Run
         acceleration.say_if_slow(device)
     failures = _train_together(missing, images.to(device), device, progress)
     if len(failures) > 1:
-        raise type(failures[0])("; ".join(map(str, failures))) from failures[0]
+        plain = (torch.OutOfMemoryError, FloatingPointError, ValueError, OSError, RuntimeError, Exception)
+        kind = next(kind for kind in plain if isinstance(failures[0], kind))  # a type of one's own may not take a text
+        raise kind("; ".join(str(failure) or type(failure).__name__ for failure in failures)) from failures[0]
     if failures:
         raise failures[0]
     return found

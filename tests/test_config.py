@@ -395,3 +395,53 @@ def test_images_replaced_by_others_of_equal_names_and_sizes_are_another_run(tmp_
         found.append((made.run(held).address, int(held.train.images[0, 0, 0, 0])))
     assert [shade for _, shade in found] == [10, 20, 10]
     assert found[0] == found[2] and found[0][0] != found[1][0]
+
+
+def test_a_setting_that_acts_on_nothing_is_told_from_one_that_acts(teacher):
+    pruning = ("pruning_rate", "dense_weight", "pruned_batchnorm")
+    given = dataclasses.replace(teacher, checkpoint="weights")
+    for made, idle in (
+        (student(teacher), {}),
+        (student(teacher, "kd"), dict.fromkeys(pruning[1:], "pruning_rate is 0")),
+        (student(teacher, "kd", pruning_rate=0.1), {}),
+        (student(teacher, pruning_rate=0), dict.fromkeys(pruning[1:], "pruning_rate is 0")),
+        (student(given), {"teacher.epochs": "the weights are given"}),
+        (
+            student(teacher, "ce", pruning_rate=0.1),
+            dict.fromkeys(("teacher.epochs", *pruning), "the method ce has no teacher"),
+        ),
+        (given, {"epochs": "the weights are given"}),
+    ):
+        keys = ["epochs", "seed", "device", *(["teacher.epochs", *pruning] if made is not given else [])]
+        assert made.idle(keys) == idle
+
+
+def test_in_a_study_a_setting_of_some_arm_is_fine_and_one_of_none_is_refused():
+    made = experiments.study(arms="ce; kd; r2kd cutmixpick", rank="soft", pick="after", pruned_batchnorm="running")
+    assert [config.owner("rank") for config in made.arms.values()] == [None, None, "method"]
+    for setting, said in (
+        ({"rank": "soft"}, "^rank is of r2kd, and the method is ce or kd$"),
+        ({"pick": "after"}, "^pick is of cutmixpick, and the view is none$"),
+        ({"pruned_batchnorm": "running"}, "^pruned_batchnorm acts on nothing: no arm prunes$"),
+        ({"temprature": 2}, "^unknown setting 'temprature'; known: "),
+    ):
+        with pytest.raises(ValueError, match=said):
+            experiments.study(arms="ce; kd", **setting)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"seed": -1}, "seed must be at least 0, not -1"),
+        ({"checkpoint": ""}, "checkpoint is empty"),
+        ({"train_images": 1}, "train_images must be at least 2, not 1: BatchNorm"),
+        ({"image_size": 100000}, "image_size must be at most 1024, not 100000"),
+        ({"momentum": float("inf")}, "momentum of recipe is a finite number, not inf"),
+        ({"runs_root": ""}, "runs_root of machine is empty"),
+        ({"milestones": (1.5,)}, "milestones are epochs, whole numbers"),
+    ],
+    ids=str,
+)
+def test_a_value_that_cannot_be_is_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        TeacherConfig.of("resnet8", **wrong)

@@ -1,9 +1,11 @@
 import importlib.util
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from r2kd import figures, runs
@@ -18,6 +20,17 @@ DRAWN = set(figures.FIGURES) - {"published", "published_robustness"}  # which ne
 SPEC = importlib.util.spec_from_file_location("run_all", ROOT / "run_all.py")
 run_all = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(run_all)
+
+
+@contextmanager
+def disk_that_takes(size):
+    """Every file that is written ends at `size` bytes with an error, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +116,7 @@ def test_figures_only_without_a_table_is_an_error(tmp_path, capsys):
 def test_a_csv_of_something_else_is_named(tmp_path, capsys):
     (tmp_path / "students.csv").write_text("a,b\n1,2\n")
     assert run_all.main(["--figures-only", "--figures-root", str(tmp_path)]) == 1
-    assert "students.csv is not the table of this figure" in capsys.readouterr().err
+    assert "students.csv is not the table of a figure" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--figures-only", "--figures-root", "nowhere"], ["--help"]])
@@ -114,25 +127,72 @@ def test_figures_only_and_help_do_not_wait_for_torch(arguments, capsys):
     assert done.returncode == 0 and (done.stdout + done.stderr), done.stderr
 
 
-def test_a_notebook_that_fails_shows_the_cell_and_is_kept(tmp_path, monkeypatch, capfd):
-    notebook = nbformat.v4.new_notebook(
-        cells=[
-            nbformat.v4.new_code_cell("profile = settings = None", metadata={"tags": ["parameters"]}),
-            nbformat.v4.new_code_cell("before = 6 * 7\nbefore"),
-            nbformat.v4.new_code_cell("raise OSError('no such image')"),
-            nbformat.v4.new_code_cell("print('never reached')"),
-        ],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
-    )
-    nbformat.write(notebook, tmp_path / "01_broken.ipynb")
-    monkeypatch.setattr(run_all, "NOTEBOOKS", [tmp_path / "01_broken.ipynb"])
-    where = ["--runs-root", str(tmp_path / "runs"), "--figures-root", str(tmp_path / "figures")]
-    assert run_all.main(["--profile", "smoke", *where]) == 1
+@pytest.fixture
+def one_notebook(tmp_path, monkeypatch):
+    """Run one notebook of these cells, on a kernel: (exit code, the executed notebook's path)."""
+
+    def run(*sources, kernel="python3"):
+        cells = [nbformat.v4.new_code_cell(source) for source in ("profile = settings = None", *sources)]
+        cells[0].metadata["tags"] = ["parameters"]
+        spec = {"kernelspec": {"name": kernel, "display_name": "Python 3", "language": "python"}}
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), tmp_path / "01_made.ipynb")
+        monkeypatch.setattr(run_all, "NOTEBOOKS", [tmp_path / "01_made.ipynb"])
+        where = ["--runs-root", str(tmp_path / "runs"), "--figures-root", str(tmp_path / "figures")]
+        code = run_all.main(["--profile", "smoke", *where])
+        return code, tmp_path / "runs" / "notebooks" / "digits" / "smoke-res20_res8" / "01_made.ipynb"
+
+    return run
+
+
+def test_a_notebook_that_fails_shows_the_cell_and_is_kept(one_notebook, capfd):
+    code, kept = one_notebook("before = 6 * 7\nbefore", "raise OSError('no such image')", "print('never reached')")
     said = capfd.readouterr().err
-    assert "raise OSError('no such image')" in said and "OSError: no such image" in said
-    kept = tmp_path / "runs" / "notebooks" / "digits" / "smoke-res20_res8" / "01_broken.ipynb"
+    assert code == 1 and "raise OSError('no such image')" in said and "OSError: no such image" in said
     assert str(kept) in said
     assert "42" in json.dumps(nbformat.read(kept, as_version=4)) and "never reached" in kept.read_text()
+
+
+def test_what_the_package_refuses_is_one_line_without_the_cell(one_notebook, capfd):
+    code, kept = one_notebook("from r2kd import entries\nentries.load('nowhere.py')")
+    said = capfd.readouterr().err
+    assert code == 1 and "entries.load(" not in said and "Error" not in said
+    assert said.strip().splitlines()[0].startswith("run_all: 01_made: no file of entries at ")
+    assert f"up to there: {kept}" in said
+
+
+def test_on_a_full_disk_the_executed_notebook_in_place_stays_and_is_named(one_notebook, capfd):
+    code, executed = one_notebook("print('first')")
+    before = executed.read_bytes()
+    capfd.readouterr()
+    with disk_that_takes(50_000):
+        code, _ = one_notebook("print('second ' * 20_000)")
+    said = capfd.readouterr().err.strip()
+    assert (
+        code == 1 and said.startswith("run_all: ") and said.endswith(f"what was written before is kept: '{executed}'")
+    )
+    assert len(said.splitlines()) == 1 and "File too large" in said
+    assert executed.read_bytes() == before and not list(executed.parent.glob(".*"))
+
+
+def test_a_kernel_that_dies_at_start_is_one_line(one_notebook, tmp_path, monkeypatch, capfd):
+    spec = tmp_path / "kernels" / "dies" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"argv": [sys.executable, "-c", "raise SystemExit(3)"], "display_name": "dies"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    for kernel in ("dies", "absent"):
+        code, _ = one_notebook("1", kernel=kernel)
+        said = capfd.readouterr().err
+        assert code == 1 and "run_all: 01_made: its kernel does not start: " in said and "Traceback" not in said, said
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--prof", "smoke"], ["--fig"], ["--runs-root", ""], ["--only", ""], ["--load="]]
+)
+def test_option_prefixes_and_empty_strings_are_refused_in_a_line(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_all.main(arguments)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and ("unrecognized arguments" in said or "is empty" in said)
 
 
 @pytest.mark.parametrize(
@@ -148,11 +208,15 @@ def test_a_notebook_that_fails_shows_the_cell_and_is_kept(tmp_path, monkeypatch,
         (["--image-size", "0"], "image_size must be at least 8, not 0"),
         (["--load", "nowhere.py"], "no file of entries at"),
         (["--teacher-checkpoint", "nowhere"], "no checkpoint at"),
+        (["--set", "runs_root= "], "runs_root is empty"),
+        (["--set", "dataset="], "dataset is empty"),
+        (["--published-root", "nowhere"], "no folder of published students at"),
     ],
 )
 def test_what_is_not_there_is_said(arguments, said, capsys):
-    assert run_all.main(arguments) == 1
-    assert said in capsys.readouterr().err
+    assert run_all.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("run_all: ") and said in line
 
 
 def test_quick_stays_quick_and_says_what_it_left(monkeypatch, tmp_path, capsys):

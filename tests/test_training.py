@@ -761,7 +761,7 @@ def test_an_unreadable_state_names_the_folder_to_delete(images, tmp_path):
         ({"model": "resnet9"}, "unknown model"),
         ({"epochs": 0}, "epochs must be above 0"),
         ({"batch_size": 1}, "batch_size must be at least 2"),
-        ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate of recipe is a finite number, not nan"),
         ({"method": "dream"}, "unknown method"),
         ({"view": "rotate"}, "unknown view"),
         ({"pruning_rate": 1.0}, "pruning_rate is a share"),
