@@ -51,7 +51,7 @@ def test_nothing_of_a_streamed_data_set_is_decoded_before_it_is_asked_for(folder
     decoded, decode = [], image_files.decode
     monkeypatch.setattr(image_files, "decode", lambda *given: decoded.append(given[0]) or decode(*given))
     streamed = data.load(folder, image_size=16, stream=True)
-    assert not decoded and not list((folder / ".r2kd-cache").glob("*.npy"))
+    assert not decoded and not list((folder / ".r2kd-cache").glob("*.npz"))
     assert streamed.train.images[0].shape == (3, 16, 16) and len(decoded) == 1
 
 
