@@ -98,14 +98,15 @@ def draw_figures(root: Path) -> int:
 
 
 def run_notebooks(options: argparse.Namespace) -> int:
-    from r2kd import experiments, runs  # they import torch, which --help and --figures-only do without
+    from r2kd import experiments, published, runs  # they import torch, which --help and --figures-only do without
 
     given = settings_of(options)
     studies = [experiments.study(options.profile, **given)]
     if not given.keys() & {"pair", "teacher", "student"}:
         pairs = experiments.PROFILES[options.profile].pairs
         studies = [experiments.study(options.profile, **given | {"pair": pair}) for pair in pairs]
-    published = options.published_root and str(Path(options.published_root).expanduser().resolve())
+    root = options.published_root
+    root = root and str(published.folder_of(root, may_be_new=options.download_published).resolve())
     notebooks = choose(options.only or ("01,02,03" if options.profile == "quick" else None))
     started = time.perf_counter()
     for study in studies:
@@ -114,7 +115,7 @@ def run_notebooks(options: argparse.Namespace) -> int:
         executed = runs.root_folder(given.get("runs_root")) / "notebooks" / place
         executed.mkdir(parents=True, exist_ok=True)
         parameters = {"profile": options.profile, "settings": study.made_of[1]}
-        parameters |= {"published_root": published, "download": options.download_published}
+        parameters |= {"published_root": root, "download": options.download_published}
         for i, notebook in enumerate(notebooks, 1):
             print(f"{place}: notebook {i} of {len(notebooks)}, {notebook.stem}", flush=True)
             if not execute(notebook, executed / notebook.name, parameters):

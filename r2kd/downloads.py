@@ -171,4 +171,6 @@ def zip_member(archive: Path, name: str, at_most: int) -> bytes:
             _check_size(about.file_size, 1, at_most)
             return opened.read(about)  # no more than file_size, and by its CRC-32
     except Exception as error:  # what zipfile raises of a damaged or encrypted file is of ten kinds
-        raise ValueError(f"{name} in {archive} cannot be had: {first_line(error)}") from None
+        raise ValueError(
+            f"{name} in {archive} cannot be had: {first_line(error)}; moved away, the zip is downloaded again"
+        ) from None
