@@ -128,18 +128,17 @@ def draw_figures(root: Path) -> int:
 
 def chosen(options: argparse.Namespace) -> tuple[list, list[Path], dict]:
     """The studies, the notebooks, and their parameters but for the study's. Raises ValueError or OSError for what cannot be."""
-    from r2kd import experiments
+    from r2kd import experiments, published
 
     given = settings_of(options)
     studies = [experiments.study(options.profile, **given)]
     if not given.keys() & {"pair", "teacher", "student"}:
         pairs = experiments.PROFILES[options.profile].pairs
         studies = [experiments.study(options.profile, **given | {"pair": pair}) for pair in pairs]
-    published = options.published_root and Path(options.published_root).expanduser().resolve()
-    if published and not (published.is_dir() or options.download_published):
-        raise ValueError(f"no folder of published students at {published}; --download-published fetches them there")
+    root = options.published_root
+    root = root and str(published.folder_of(root, may_be_new=options.download_published).resolve())
     notebooks = choose(options.only or ("01,02,03" if options.profile == "quick" else None))
-    return studies, notebooks, {"published_root": published and str(published), "download": options.download_published}
+    return studies, notebooks, {"published_root": root, "download": options.download_published}
 
 
 def run_notebooks(studies: list, notebooks: list[Path], parameters: dict, all_wanted: bool) -> int:

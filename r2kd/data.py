@@ -1,37 +1,33 @@
 """A data set by name or folder, decoded once into uint8 tensors or streamed; normalisation, crops and flips by the batch."""
 
 import hashlib
-import http.client
 import os
-import re
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torchvision.datasets import CIFAR100, ImageFolder
-from torchvision.datasets.utils import download_url
+from torchvision.datasets import CIFAR100
 
 from . import ROOT, entries
+from .downloads import find_or_download
 from .entries import Registry
-from .image_files import ImageFiles, decode, open_image
-from .progress import tqdm
+from .files import first_line
+from .image_files import ImageFiles, open_image
+from .image_folders import class_images, contents_of, decoded, digest, listing
 from .randomness import generator
 
 DATASETS = Registry("data set", gives=("root", "image_size", "splits", "stream"), facts={"recipe": {}, "corrupted": ""})
 dataset = DATASETS.entry
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_IMAGENET_SIZE = 248_100_043  # bytes
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+CIFAR100_SIZE = 169_001_437  # torchvision knows its address and its MD5
 MEMORY = 8 * 2**30  # bytes of decoded images; a folder with more is streamed
 
 DIGITS_STATISTICS = (0.3048,) * 3, (0.3182,) * 3  # of the 1,000 training images at 16 pixels
@@ -370,13 +366,20 @@ def _cifar100_archive(root: Path, splits: tuple[str, ...]) -> ImageData:
     """torchvision's CIFAR-100, downloaded to `root` when absent; torchvision checks every file's MD5."""
     parts: dict[str, Split | None] = {"train": None, "test": None}
     for split in splits:
-        try:
-            archive = CIFAR100(root, train=split == "train", download=True)
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise FileNotFoundError(
-                f"no CIFAR-100 in {root}, and downloading {CIFAR100.url} (169 MB) failed ({error}); put "
-                f"{CIFAR100.filename}, or a folder cifar100/ with train/<class>/ and test/<class>/, into {root}"
-            ) from None
+
+        def find(train: bool = split == "train") -> CIFAR100 | None:
+            with suppress(RuntimeError):  # files that are not there, or have another MD5
+                return CIFAR100(root, train)
+
+        archive = find_or_download(
+            find,
+            root / CIFAR100.base_folder,
+            root / CIFAR100.filename,
+            CIFAR100.url,
+            CIFAR100_SIZE,
+            CIFAR100.tgz_md5,
+            instead="a folder cifar100/ with train/<class>/ and test/<class>/",
+        )
         images = torch.from_numpy(archive.data).permute(0, 3, 1, 2).contiguous()
         parts[split] = Split(images, torch.tensor(archive.targets), torch.arange(len(images)))
     return _cifar100_like(
@@ -401,24 +404,25 @@ def tiny_imagenet(root: Path, image_size: int | None, splits: tuple[str, ...], s
 
 
 def tiny_imagenet_folder(root: Path) -> Path:
-    """The folder of Tiny ImageNet under `root`; downloaded and unpacked when absent, whole or not at all."""
+    """The folder of Tiny ImageNet under `root`; downloaded and unpacked when absent, whole or not at all.
+
+    Raises FileNotFoundError where it cannot be had, or its folder is there without the lists of what is in it.
+    """
     home = root / "tiny-imagenet-200"
-    for folder in (home, root / "tiny_imagenet", root):
-        if (folder / "wnids.txt").exists() or (folder / "val" / "val_annotations.txt").exists():
-            return folder
+
+    def find() -> Path | None:
+        for folder in (home, root / "tiny_imagenet", root):
+            if (folder / "wnids.txt").exists() or (folder / "val" / "val_annotations.txt").exists():
+                return folder
+        if home.exists():
+            raise FileNotFoundError(
+                f"{home} has neither wnids.txt nor val/val_annotations.txt: finish copying it, or move it away"
+            )
+        return None
+
     archive = root / "tiny-imagenet-200.zip"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        download_url(TINY_IMAGENET_URL, str(root), archive.name, TINY_IMAGENET_MD5)
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        raise FileNotFoundError(
-            f"no Tiny ImageNet in {root}, and downloading {TINY_IMAGENET_URL} (248 MB) failed ({error}); put "
-            f"{archive.name}, or its folder {home.name}/, into {root}"
-        ) from None
-    with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as unpacked:
-        shutil.unpack_archive(archive, unpacked)
-        (Path(unpacked) / home.name).rename(home)
-    return home
+    instead = f"its folder {home.name}/"
+    return find_or_download(find, home, archive, TINY_IMAGENET_URL, TINY_IMAGENET_SIZE, TINY_IMAGENET_MD5, instead)
 
 
 def _official(folder: Path, image_size: int | None, splits: tuple[str, ...], stream: bool | None) -> ImageData:
@@ -426,19 +430,19 @@ def _official(folder: Path, image_size: int | None, splits: tuple[str, ...], str
 
     All classes of wnids.txt, also where only some have training images. Raises as `load` does.
     """
-    listed = (folder / "wnids.txt").read_text().split() if (folder / "wnids.txt").exists() else []
+    listed = _text(folder / "wnids.txt").split() if (folder / "wnids.txt").exists() else []
     samples: dict[str, list[tuple[str, str]]] = {}
     if (folder / "train").is_dir():
-        train = _image_folder(folder / "train")
-        samples["train"] = [(path, train.classes[label]) for path, label in train.samples]
-        listed = listed or train.classes
+        train = class_images(folder / "train", {})
+        samples["train"] = _pairs(train)
+        listed = listed or list(train)
     elif "train" in splits:
         raise FileNotFoundError(f"{folder} has no folder train/")
     classes = sorted(listed)
     annotations = folder / "val" / "val_annotations.txt"
     if not annotations.exists():
         raise FileNotFoundError(f"{annotations} is missing: Tiny ImageNet's validation labels stand in it")
-    lines = [line.split("\t") for line in annotations.read_text().splitlines() if line.strip()]
+    lines = [line.split("\t") for line in _text(annotations).splitlines() if line.strip()]
     if not lines or min(map(len, lines)) < 2:
         raise ValueError(f"{annotations} needs lines of an image's name, a tab and its class")
     samples["test"] = [(str(folder / "val" / "images" / line[0]), line[1]) for line in lines]
@@ -451,23 +455,29 @@ def _folder(folder: Path, image_size: int | None, splits: tuple[str, ...], strea
     held_out = next((folder / part for part in ("test", "val") if (folder / part).is_dir()), None)
     if held_out is None or (not (folder / "train").is_dir() and "train" in splits):
         raise FileNotFoundError(f"{folder} needs the folders train/<class>/ and test/<class>/ or val/<class>/")
-    folders = {"test": _image_folder(held_out)}
+    read: dict[str, str] = {}
+    folders = {"test": class_images(held_out, read)}
     if (folder / "train").is_dir():
-        folders["train"] = _image_folder(folder / "train")
-        differing = set(folders["train"].classes) ^ set(folders["test"].classes)
+        folders["train"] = class_images(folder / "train", read)
+        differing = set(folders["train"]) ^ set(folders["test"])
         if differing:
             shown = ", ".join(sorted(differing)[:5]) + (", ..." if len(differing) > 5 else "")
             raise ValueError(f"{folder}: {len(differing)} classes are not in both train/ and {held_out.name}/: {shown}")
-    classes = folders["test"].classes
-    samples = {split: [(path, classes[label]) for path, label in images.samples] for split, images in folders.items()}
-    return _decode(folder, tuple(classes), samples, image_size, splits, stream)
+    samples = {split: _pairs(images) for split, images in folders.items()}
+    return _decode(folder, tuple(folders["test"]), samples, image_size, splits, stream)
 
 
-def _image_folder(folder: Path) -> ImageFolder:
+def _pairs(images: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """(path, class) of each image."""
+    return [(path, name) for name, paths in images.items() for path in paths]
+
+
+def _text(path: Path) -> str:
+    """Raises ValueError where there is no text."""
     try:
-        return ImageFolder(folder)
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder}: {error}") from None  # torchvision names the empty classes
+        return path.read_text()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}") from None
 
 
 def _decode(
@@ -483,12 +493,12 @@ def _decode(
     unknown = sorted({wnid for split in samples.values() for _, wnid in split} - set(classes))
     if unknown:
         raise ValueError(f"{folder}: classes that wnids.txt does not list: {', '.join(unknown[:5])}")
-    listings = {split: _listing(folder, [path for path, _ in paths]) for split, paths in samples.items()}
+    listings = {split: listing(folder, [path for path, _ in paths]) for split, paths in samples.items()}
     size, resize = image_size or _square_size(samples["test"][0][0]), image_size is not None
     contents = {
-        split: _contents(folder, split, [path for path, _ in samples[split]], listings[split]) for split in samples
+        split: contents_of(folder, split, [path for path, _ in samples[split]], listings[split]) for split in samples
     }
-    fingerprint = _digest([(split, contents[split], [wnid for _, wnid in samples[split]]) for split in sorted(samples)])
+    fingerprint = digest([(split, contents[split], [wnid for _, wnid in samples[split]]) for split in sorted(samples)])
     parts: dict[str, Split | None] = {"train": None, "test": None}
     if stream is None:
         stream = sum(len(samples[split]) for split in splits) * 3 * size**2 > min(MEMORY, _machine_memory() / 2)
@@ -497,7 +507,7 @@ def _decode(
         if stream:
             images = ImageFiles(paths, size, resize)
         else:
-            images = _cached_images(folder, split, paths, contents[split], size, resize)
+            images = decoded(folder, split, paths, contents[split], size, resize)
         parts[split] = Split(images, torch.tensor([label[wnid] for _, wnid in samples[split]]))
     mean, std = IMAGENET_STATISTICS
     return ImageData(
@@ -511,68 +521,6 @@ def _decode(
         policy="imagenet",
         fingerprint=f"{fingerprint[:16]}-{size}",
     )
-
-
-def _listing(folder: Path, paths: list[str]) -> list[tuple[str, int, int, int]]:
-    """(path within `folder`, bytes, mtime in ns, ctime in ns) of each file. A program can set mtime, but not ctime.
-
-    Raises ValueError for a file that is not there.
-    """
-    rows = []
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except FileNotFoundError:
-            raise ValueError(f"{path} is missing") from None
-        within = os.path.relpath(path, folder).replace(os.sep, "/")
-        rows.append((within, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-    return rows
-
-
-def _contents(folder: Path, split: str, paths: list[str], listing: list[tuple[str, int, int, int]]) -> str:
-    """The digest of one split's paths and files, kept beside them: while the listing is the same, none is read again.
-
-    Raises ValueError for a file that cannot be read.
-    """
-    place = folder / ".r2kd-cache" / f"{split}-{_digest(listing)[:16]}.sha256"
-    with suppress(OSError):
-        kept = place.read_bytes()
-        if re.fullmatch(rb"[0-9a-f]{64}", kept):  # a machine that stops may leave something else behind
-            return kept.decode()
-    found = _digest([(row[0], file) for row, file in zip(listing, _hash_files(paths), strict=True)])
-    _keep(place, split, "digests", lambda file: file.write(found.encode()))
-    return found
-
-
-def _cached_images(folder: Path, split: str, paths: list[str], contents: str, size: int, resize: bool) -> Tensor:
-    """The images of one split, from the cache beside them if it is of exactly these files, else decoded and cached."""
-    place = folder / ".r2kd-cache" / f"{split}-{_digest((contents, size, resize))[:16]}.npy"
-    if place.exists():
-        return torch.from_numpy(np.load(place))
-    images = _decode_images(paths, size, resize)
-    _keep(place, split, "decoded images", lambda file: np.save(file, images.numpy()))
-    return images
-
-
-def _keep(place: Path, split: str, what: str, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file of the cache, whole or not at all, in place of the split's old one."""
-    unfinished = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-    try:
-        place.parent.mkdir(exist_ok=True)
-        for old in place.parent.glob(f"{split}-*{place.suffix}*"):
-            old.unlink()
-        with open(unfinished, "wb") as file:
-            write(file)
-        unfinished.replace(place)
-    except OSError as error:  # a read-only folder or a full disk costs time at the next start, nothing else
-        with suppress(OSError):  # what cannot be written to may not let go of a file either
-            unfinished.unlink()
-        print(f"the {what} are not kept for the next start: {error}", file=sys.stderr)
-
-
-def _digest(value: Any) -> str:
-    """64 hexadecimal digits, of what `value` is written as."""
-    return hashlib.sha256(ascii(value).encode()).hexdigest()
 
 
 def _machine_memory() -> float:
@@ -589,39 +537,3 @@ def _square_size(path: str) -> int:
     if width != height:
         raise ValueError(f"{path} is {width} x {height} pixels, not square: give an image size")
     return width
-
-
-def _decode_images(paths: list[str], size: int, resize: bool) -> Tensor:
-    """(N, 3, S, S) uint8. Raises as `decode` does."""
-    images = torch.empty((len(paths), 3, size, size), dtype=torch.uint8)
-
-    def fill(i: int) -> None:
-        images[i] = decode(paths[i], size, resize)
-
-    _in_threads(fill, range(len(paths)), "decoding")
-    return images
-
-
-def _hash_files(paths: list[str]) -> list[str]:
-    """The SHA-256 of each file. Raises ValueError for one that cannot be read."""
-
-    def sha256(path: str) -> str:
-        try:
-            with open(path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-
-    return _in_threads(sha256, paths, "hashing")
-
-
-def _in_threads(work: Callable, items: Sequence, what: str) -> list:
-    """`work` of each item, in their order, under a progress bar. Raises what `work` does."""
-    with ThreadPoolExecutor() as pool:
-        # by the thousand: a future takes 2 KB, and ImageNet has a million images
-        results = chain.from_iterable(pool.map(work, items[i : i + 1000]) for i in range(0, len(items), 1000))
-        try:
-            return list(tqdm(results, total=len(items), desc=what, unit="img", leave=False, delay=1))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise

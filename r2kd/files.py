@@ -85,6 +85,11 @@ def alone(path: Path, wait: bool = True) -> Iterator[bool]:
         lock.release()
 
 
+def first_line(error: object) -> str:
+    """What an error says, in one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _sync(path: Path, flags: int) -> None:
     handle = os.open(path, flags)
     try:

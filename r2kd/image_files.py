@@ -6,21 +6,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
+
+from .files import first_line
 
 WORKERS = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """The image as RGB. Raises ValueError for a broken one."""
+    """The image as RGB, of 16 bits the upper eight. Raises ValueError for a broken one, and for one of no known range."""
     try:
         with Image.open(path) as file:
-            return file.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"broken image {path}: {error}") from None
+            if file.mode.startswith("I;16"):  # Pillow would clip what is above 255
+                return Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)).convert("RGB")
+            image = None if file.mode in ("I", "F") else file.convert("RGB")
+    except Exception as error:  # of damaged files Pillow's readers raise all kinds
+        raise ValueError(f"broken image {path}: {first_line(error)}") from None
+    if image is None:
+        raise ValueError(f"{path} has pixels of 32 bits, whose range is not known: save it with 8 or 16")
+    return image
 
 
 def decode(path: str | Path, size: int, resize: bool) -> Tensor:

@@ -24,7 +24,10 @@ def available(images: ImageData, data_root: str | None, names: Iterable[str]) ->
     if not home or images.test.place is None:
         return {}
     home = data.root_folder(data_root) / home
-    paths = {name: next(filter(Path.exists, (home / f"{name}.npy", home / name)), None) for name in names}
+    paths = {
+        name: next((path for path in (home / f"{name}.npy", home / name) if path.is_file() or path.is_dir()), None)
+        for name in names
+    }
     return {name: path for name, path in paths.items() if path}
 
 

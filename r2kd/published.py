@@ -4,12 +4,7 @@ A folder is laid out as the authors' repository is: best_results/<augmentation>/
 their script unpacks them, download_ckpts/tiny_teachers/models_tinyimagenet_v2/<model>_vanilla/ckpt_epoch_240.pth.
 """
 
-import http.client
-import os
 import sys
-import urllib.error
-import urllib.request
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +17,8 @@ from torch import Tensor, nn
 
 from . import acceleration, data, evaluation, models, records, robustness, stats, tested
 from .data import ImageData
-from .files import write_atomically
+from .downloads import fetch, zip_member
+from .files import alone, write_atomically
 from .parts import Tests
 from .profiles import PAIRS, VIEWS
 from .progress import tqdm
@@ -33,7 +29,7 @@ STUDENTS_URL = "https://raw.githubusercontent.com/Seonghak35/R2KD/9adc6f9bf206f8
 TEACHERS_URL = "https://github.com/MingSun-Tse/Good-DA-in-KD/releases/download/v0.1/teachers_tinyimagenet.zip"
 TEACHERS_FOLDER = Path("download_ckpts/tiny_teachers")
 OVERHEAD = 2**19  # bytes that torch.save and a little more than weights (an epoch, an accuracy) may add to a checkpoint
-TIMEOUT = 30  # seconds without a byte
+TEACHERS_AT_MOST = 2**30  # bytes of the zip, ten times what it should have
 
 
 @dataclass(frozen=True)
@@ -74,81 +70,61 @@ def missing(folder: Path) -> list[Checkpoint]:
     return [checkpoint for checkpoint in (*STUDENTS, *TEACHERS) if not (Path(folder) / checkpoint.path).is_file()]
 
 
+def folder_of(given: str | Path | None, data_root: str | None = None, may_be_new: bool = False) -> Path:
+    """The folder that was given, else the default one. Raises FileNotFoundError where what was given is not there."""
+    folder = Path(given).expanduser() if given is not None else default_folder(data_root)
+    if given is not None and not may_be_new and not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {folder} of published files: mistyped? (they can be downloaded there)"
+        )
+    return folder
+
+
 def download(folder: Path) -> None:
-    """Fetch what is missing in `folder` from its public addresses. What could not be had is said on stderr, one line each."""
-    folder = Path(folder)
-    wanted = missing(folder)
-    try:
-        for checkpoint in tqdm([c for c in wanted if c in STUDENTS], desc="published students", unit="file"):
-            url, size = f"{STUDENTS_URL}/{checkpoint.path.as_posix()}", checkpoint.weights
-            with _failures_said(url):
-                fetch(url, folder / checkpoint.path, size, size + OVERHEAD)
-        if any(checkpoint in TEACHERS for checkpoint in wanted):
-            with _failures_said(TEACHERS_URL):
-                _fetch_teachers(folder)
-    except ConnectionError as error:
-        print(f"the published checkpoints were not downloaded: {error}", file=sys.stderr)
+    """Fetch what is missing in `folder` from its public addresses, by one process while others wait.
 
-
-def fetch(url: str, path: Path, at_least: int = 1, at_most: int | None = None) -> None:
-    """Download `url` to `path`, whole or not at all.
-
-    Raises ConnectionError where there is no network, OSError where the server has no such file or the disk is full,
-    ValueError where the file is not as long as the server says, or not between `at_least` and `at_most` bytes.
+    What could not be had is said on stderr, one line each.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, open(unfinished, "wb") as file:
-            promised = int(answer.headers.get("Content-Length") or 0)
-            for part in _parts(answer, promised, path.name):
-                file.write(part)
-        size = unfinished.stat().st_size
-        if promised and size != promised:
-            raise ValueError(f"{size:,} of {promised:,} bytes came")
-        if size < at_least or (at_most and size > at_most):
-            expected = f"{at_least:,} to {at_most:,}" if at_most else f"at least {at_least:,}"
-            raise ValueError(f"it has {size:,} bytes, not {expected}")
-        unfinished.replace(path)
-    except urllib.error.HTTPError as error:
-        raise OSError(f"the server answers {error.code} {error.reason}") from None
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
-        raise ConnectionError(f"{url}: {getattr(error, 'reason', None) or error}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+    folder = Path(folder)
+    if not missing(folder):
+        return
+    with _failures_said(folder), alone(folder / "download"):
+        wanted = missing(folder)
+        archive = folder / TEACHERS_FOLDER / TEACHERS_URL.rpartition("/")[2]
+        teachers = [checkpoint for checkpoint in wanted if checkpoint in TEACHERS]
+        _unpack_teachers(archive, folder, teachers)  # if it is there, without a network
+        try:
+            for checkpoint in tqdm([c for c in wanted if c in STUDENTS], desc="published students", unit="file"):
+                url, size = f"{STUDENTS_URL}/{checkpoint.path.as_posix()}", checkpoint.weights
+                with _failures_said(url):
+                    fetch(url, folder / checkpoint.path, size, size + OVERHEAD)
+            if teachers and not archive.is_file():
+                with _failures_said(TEACHERS_URL):
+                    fetch(TEACHERS_URL, archive, sum(teacher.weights for teacher in TEACHERS) // 2, TEACHERS_AT_MOST)
+                _unpack_teachers(archive, folder, teachers)
+        except ConnectionError as error:
+            print(f"the published checkpoints were not downloaded: {error}", file=sys.stderr)
 
 
-def _parts(answer: http.client.HTTPResponse, promised: int, name: str) -> Iterator[bytes]:
-    with tqdm(total=promised or None, desc=name, unit="B", unit_scale=True, leave=False, delay=1) as bar:
-        while part := answer.read(2**18):
-            yield part
-            bar.update(len(part))
-
-
-def _fetch_teachers(folder: Path) -> None:
-    """The zip of the teachers, of which only the checkpoints named here are unpacked."""
-    archive = folder / TEACHERS_FOLDER / "teachers_tinyimagenet.zip"
-    if not archive.is_file():
-        fetch(TEACHERS_URL, archive, at_least=sum(teacher.weights for teacher in TEACHERS) // 2)
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            for teacher in TEACHERS:
-                path = folder / teacher.path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, opened.read(teacher.path.relative_to(TEACHERS_FOLDER).as_posix()))
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{archive} is not the zip of the teachers: {error}; delete it to download it again") from None
+def _unpack_teachers(archive: Path, folder: Path, teachers: list[Checkpoint]) -> None:
+    """Of the zip, if it is there, only these."""
+    for teacher in teachers if archive.is_file() else []:
+        with _failures_said(archive):
+            name = teacher.path.relative_to(TEACHERS_FOLDER).as_posix()
+            content = zip_member(archive, name, teacher.weights + OVERHEAD)
+            (folder / teacher.path).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / teacher.path, content)
 
 
 @contextmanager
-def _failures_said(url: str) -> Iterator[None]:
+def _failures_said(source: str | Path) -> Iterator[None]:
     """What one file lacks is said, and does not stop the others. A network that is not there does."""
     try:
         yield
     except ConnectionError:
         raise
     except (OSError, ValueError) as error:
-        print(f"not downloaded: {url}: {error}", file=sys.stderr)
+        print(f"not downloaded: {source}: {error}", file=sys.stderr)
 
 
 def evaluate(folder: Path, images: ImageData | None, device: torch.device) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -167,6 +143,8 @@ def evaluate(folder: Path, images: ImageData | None, device: torch.device) -> tu
                 try:
                     model = _loaded(checkpoint, Path(folder) / checkpoint.path, device)
                     answers = evaluation.predict(model, test, images)
+                    if not answers.isfinite().all():
+                        raise ValueError(f"{checkpoint.path} answers with values that are not finite")
                     row |= {"status": "evaluated", **evaluation.summary(answers, test.labels)}
                     row["ece"] = evaluation.calibration_error(answers, test.labels)
                     if kind == "teachers":
@@ -175,7 +153,7 @@ def evaluate(folder: Path, images: ImageData | None, device: torch.device) -> tu
                         row["agreement"] = evaluation.agreement(answers, logits[PAIRS[checkpoint.pair][0]])
                 except FileNotFoundError:
                     row["status"] = "not present"
-                except ValueError as error:
+                except (OSError, ValueError) as error:
                     row["status"] = f"refused: {error}"
                 rows[kind].append(row)
                 bar.update()
@@ -210,7 +188,7 @@ def test(
         wanted = []
         for student in (student for student in STUDENTS if student.pair == pair):
             path = Path(folder) / student.path
-            if path.is_file():
+            if path.is_file() and _sound(student, path):
                 about = {"arm": student.augmentation, "pair": pair, "model": student.model}
                 make = partial(_loaded, student, path, device)
                 digest = models.checkpoint_digest(path)
@@ -296,3 +274,13 @@ def robustness_figure(summary: pd.DataFrame) -> pd.DataFrame:
 
 def _loaded(checkpoint: Checkpoint, path: Path, device: torch.device) -> nn.Module:
     return models.from_checkpoint(checkpoint.model, CLASSES, path).to(device)
+
+
+def _sound(checkpoint: Checkpoint, path: Path) -> bool:
+    """Whether a file can be loaded; else it is said why not."""
+    try:
+        _loaded(checkpoint, path, torch.device("cpu"))
+    except (OSError, ValueError) as error:
+        print(f"not tested: {error}", file=sys.stderr)
+        return False
+    return True

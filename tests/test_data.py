@@ -4,17 +4,14 @@ import os
 import pickle
 import re
 import shutil
-import socket
-import tarfile
 import zipfile
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
 from pathlib import Path
-from threading import Thread
-from types import SimpleNamespace
 
-from r2kd import data
+from r2kd import data, image_folders
 from r2kd.image_files import ImageFiles
+from r2kd.image_folders import class_images
 from r2kd.randomness import generator
 
 import numpy as np
@@ -22,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from torchvision.datasets import CIFAR100
+from torchvision.datasets import ImageFolder
 
 PIXELS, DIGITS = load_digits(return_X_y=True)
 CLASSES = {"zero": 0, "one": 1, "two": 2}
@@ -86,21 +83,21 @@ def tiny(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """The paths that were decoded, in a list that a test may clear."""
-    paths, decode = [], data._decode_images
+    paths, decode = [], image_folders.decode_images
 
     def decode_and_tell(some, size, resize):
         paths.extend(some)
         return decode(some, size, resize)
 
-    monkeypatch.setattr(data, "_decode_images", decode_and_tell)
+    monkeypatch.setattr(image_folders, "decode_images", decode_and_tell)
     return paths
 
 
 @pytest.fixture
 def hashed(monkeypatch):
     """The paths that were hashed, in a list that a test may clear."""
-    paths, hash_files = [], data._hash_files
-    monkeypatch.setattr(data, "_hash_files", lambda some: paths.extend(some) or hash_files(some))
+    paths, hash_files = [], image_folders.hash_files
+    monkeypatch.setattr(image_folders, "hash_files", lambda some: paths.extend(some) or hash_files(some))
     return paths
 
 
@@ -600,7 +597,7 @@ def test_a_touched_image_is_hashed_and_not_decoded(layout, tmp_path, hashed, dec
     after = data.load(folder)
     assert after.fingerprint == before.fingerprint and same(after.train, before.train)
     assert decoded == [] and len(hashed) == len(before.train)
-    assert len(cached(folder, ".sha256")) == len(cached(folder, ".npy")) == 2
+    assert len(cached(folder, ".digest")) == len(cached(folder, ".npz")) == 2
     hashed.clear()
     assert data.load(folder).fingerprint == before.fingerprint and hashed == []
 
@@ -640,18 +637,115 @@ def test_a_streamed_folder_is_hashed_once(folder, hashed):
     assert data.load(folder, stream=True).fingerprint == first.fingerprint and hashed == []
 
 
-@pytest.mark.parametrize("left", [b"", bytes(64), b"half"])
-def test_a_digest_that_was_not_written_whole_is_made_again(left, folder):
+def flipped(content, at, bit=1):
+    return content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"",
+        lambda whole: bytes(64),
+        lambda whole: whole[:64],
+        *(partial(flipped, at=at) for at in (0, 128)),
+    ],
+    ids=["empty", "zeros", "half", "a digit of it", "a digit of its check"],
+)
+def test_a_damaged_digest_is_named_and_made_again(damage, folder, capsys):
     first = data.load(folder)
-    for kept in cached(folder, ".sha256"):
-        kept.write_bytes(left)
+    kept = cached(folder, ".digest")
+    whole = [path.read_bytes() for path in kept]
+    for path, content in zip(kept, whole, strict=True):
+        path.write_bytes(damage(content))
+    capsys.readouterr()
     assert data.load(folder).fingerprint == first.fingerprint
-    assert all(len(kept.read_bytes()) == 64 for kept in cached(folder, ".sha256"))
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(" is damaged: it is made again")[0] for line in said] == [str(path) for path in kept]
+    assert [path.read_bytes() for path in kept] == whole
+
+
+def other_array(images):
+    def damage(whole):
+        made = io.BytesIO()
+        with np.load(io.BytesIO(whole)) as kept:
+            np.savez(made, **{name: images for name in kept})
+        return made.getvalue()
+
+    return damage
+
+
+def whole_npy(whole):
+    made = io.BytesIO()
+    np.save(made, np.zeros((6, 3, 16, 16), np.uint8))
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"",
+        lambda whole: whole[:3000],
+        lambda whole: whole[:-1],
+        partial(flipped, at=700),  # a pixel
+        partial(flipped, at=210, bit=128),  # numpy's header
+        other_array(np.zeros((6, 3, 16, 16), np.int64)),
+        other_array(np.zeros((6, 3, 8, 8), np.uint8)),
+        other_array(np.zeros((5, 3, 16, 16), np.uint8)),
+        other_array(np.array({"an": "object"}, dtype=object)),
+        whole_npy,
+        lambda whole: pickle.dumps(print),
+    ],
+    ids=[
+        "empty",
+        "cut",
+        "cut by one",
+        "flipped",
+        "header",
+        "dtype",
+        "size",
+        "count",
+        "pickle",
+        "bare array",
+        "foreign",
+    ],
+)
+def test_a_damaged_decode_cache_is_named_and_decoded_again(damage, folder, decoded, capsys):
+    first = data.load(folder)
+    (kept,) = folder.glob(".r2kd-cache/test-*.npz")
+    whole = kept.read_bytes()
+    kept.write_bytes(damage(whole))
+    decoded.clear(), capsys.readouterr()
+    again = data.load(folder)
+    assert same(first.test, again.test) and same(first.train, again.train) and len(decoded) == 6
+    assert capsys.readouterr().err == f"{kept} is damaged: it is made again from the images\n"
+    assert kept.read_bytes()[4000:] and same(data.load(folder).test, first.test) and len(decoded) == 6
+
+
+def test_no_flipped_byte_of_the_decode_cache_is_used(folder, monkeypatch):
+    paths = [str(folder / "test" / "one" / "3.png")]
+    first = image_folders.decoded(folder, "test", paths, "digest", 1, True)
+    monkeypatch.setattr(image_folders, "decode_images", lambda *_: first)  # as it would again
+    (kept,) = folder.glob(".r2kd-cache/test-*.npz")
+    whole = kept.read_bytes()
+    for at in range(len(whole)):
+        kept.write_bytes(flipped(whole, at, 1 << at % 8))
+        assert torch.equal(image_folders.decoded(folder, "test", paths, "digest", 1, True), first), at
+
+
+def test_the_cache_of_other_images_under_this_ones_name_is_not_used(folder, capsys):
+    first = data.load(folder)
+    (kept,) = folder.glob(".r2kd-cache/test-*.npz")
+    save(folder / "test" / "one" / "3.png", 0)
+    data.load(folder)
+    (other,) = folder.glob(".r2kd-cache/test-*.npz")
+    save(folder / "test" / "one" / "3.png", np.flatnonzero(DIGITS == 1)[3])
+    other.rename(kept)
+    assert same(data.load(folder).test, first.test) and "is damaged" in capsys.readouterr().err
 
 
 def test_a_file_that_vanishes_while_it_is_hashed_is_named(folder, monkeypatch):
-    gone, hash_files = folder / "train" / "two" / "1.png", data._hash_files
-    monkeypatch.setattr(data, "_hash_files", lambda paths: gone.unlink(missing_ok=True) or hash_files(paths))
+    gone, hash_files = folder / "train" / "two" / "1.png", image_folders.hash_files
+    monkeypatch.setattr(image_folders, "hash_files", lambda paths: gone.unlink(missing_ok=True) or hash_files(paths))
     with pytest.raises(ValueError, match=rf"^{re.escape(str(gone))} cannot be read: No such file or directory$"):
         data.load(folder, splits=("train",))
 
@@ -660,8 +754,120 @@ def test_a_file_that_cannot_be_read_is_named(tiny):
     directory = tiny / "val" / "images" / "val_3.JPEG"
     directory.unlink()
     directory.mkdir()
-    with pytest.raises(ValueError, match=rf"^{re.escape(str(directory))} cannot be read: Is a directory$"):
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(directory))} cannot be read: it is no regular file$"):
         data.load(tiny, stream=True)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("layout", ["folder", "official", "official held out"])
+def test_a_pipe_among_the_images_is_named_and_not_waited_for(layout, stream, tmp_path):
+    folder = LAYOUTS[layout.partition(" ")[0]][0](tmp_path / "images")
+    pipe = folder / ("val/images/val_3.JPEG" if "held out" in layout else LAYOUTS[layout][1])
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(pipe))} cannot be read: it is no regular file$"):
+        data.load(folder, stream=stream)
+
+
+@pytest.mark.parametrize("target", [".", "../one", "../two", "..", "../..", "/", "../../test"])
+def test_a_link_back_into_the_folders_is_refused(target, folder):
+    link = folder / "train" / "one" / "link"
+    link.symlink_to(target, target_is_directory=True)
+    with pytest.raises(ValueError, match=r"^\S+ and \S+ are one folder, which is read once: remove the link$"):
+        data.load(folder)
+
+
+def test_links_out_and_round_are_refused(folder, tmp_path):
+    outside = tmp_path / "outside"
+    save(outside / "more.png", 0)
+    (outside / "back").symlink_to(folder / "train" / "one")
+    (folder / "train" / "one" / "out").symlink_to(outside)
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(str(folder))}/train/one/out/back and [^\n]* are one folder, [^\n]*$"
+    ):
+        data.load(folder)
+
+
+def test_a_link_to_itself_is_named(folder):
+    (folder / "test" / "one" / "x.png").symlink_to("x.png")
+    with pytest.raises(ValueError, match=r"/x\.png cannot be read: Too many levels of symbolic links$"):
+        data.load(folder)
+
+
+def test_links_that_lead_elsewhere_are_followed(folder, tmp_path):
+    first = data.load(folder)
+    (folder / "train" / "one").rename(tmp_path / "one")
+    (folder / "train" / "one").symlink_to(tmp_path / "one")
+    (folder / "test").rename(tmp_path / "test")
+    (folder / "test").symlink_to(tmp_path / "test")
+    again = data.load(folder)
+    assert again.fingerprint == first.fingerprint and same(again.train, first.train) and same(again.test, first.test)
+
+
+def test_images_at_any_depth_are_in_torchvisions_order(folder):
+    for name in ("a/b/0.png", "a.d/0.PNG", "a/0.png", "B/0.jpeg"):
+        save(folder / "train" / "one" / name, 0)
+    found = class_images(folder / "train", {})
+    expected = ImageFolder(folder / "train")
+    assert list(found) == expected.classes
+    assert [(path, i) for i, paths in enumerate(found.values()) for path in paths] == expected.samples
+
+
+def test_files_of_unlisted_types_are_counted_and_said(folder, capsys):
+    images = sorted((folder / "train" / "one").iterdir())
+    data.load(folder)
+    assert capsys.readouterr().err == ""
+    images[0].rename(images[0].with_suffix(".gif"))
+    (folder / "train" / "two" / "a" / "b").mkdir(parents=True)
+    for name in ("one/notes.txt", "two/a/b/more.GIF", "two/README", "labels.csv", "one/.DS_Store"):
+        (folder / "train" / name).write_text("no image")
+    assert len(data.load(folder).train) == 8
+    said = capsys.readouterr().err
+    expected = (
+        f"{folder / 'train'}: 5 files are not read (2 .gif, 1 in no class, 1 .txt, 1 without suffix); images are .jpg,"
+    )
+    assert said.startswith(expected) and said.count("\n") == 1
+
+
+def test_of_tiny_imagenets_own_files_nothing_is_said(tiny, capsys):
+    data.load(tiny)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["wnids.txt", "val/val_annotations.txt"])
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_list_that_is_no_text_is_named(name, binary, tiny):
+    (tiny / name).unlink()
+    (tiny / name).write_bytes(b"\xff\xfe\x00") if binary else (tiny / name).mkdir()
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(tiny / name))} cannot be read: [^\n]*$"):
+        data.load(tiny)
+
+
+def deep(suffix, values, path):
+    path.unlink()
+    Image.fromarray(values).save(path.with_suffix(suffix))
+
+
+@pytest.mark.parametrize(("suffix", "scale"), [(".png", 257), (".png", 256), (".tiff", 257)])
+def test_images_of_16_bits_are_scaled_to_8(suffix, scale, folder):
+    first = data.load(folder)
+    for path in sorted(folder.rglob("*.png")):
+        deep(suffix, np.array(Image.open(path).convert("L")).astype(np.uint16) * scale, path)
+    again = data.load(folder)
+    assert first.train.images.unique().numel() > 50
+    assert same(again.train, first.train) and same(again.test, first.test)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.parametrize("stream", [False, True])
+def test_images_of_no_known_range_are_refused_by_name(dtype, stream, folder):
+    for path in sorted((folder / "train" / "one").iterdir()):
+        deep(".tiff", np.array(Image.open(path).convert("L")).astype(dtype) / dtype(1), path)
+    with pytest.raises(
+        ValueError, match=r"^\S+/train/one/\d\.tiff has pixels of 32 bits, [^\n]*: save it with 8 or 16$"
+    ):
+        loaded = data.load(folder, stream=stream)
+        list(loaded.train.batches([torch.arange(9)]))
 
 
 def test_thousands_of_files_are_hashed_in_their_order(tmp_path):
@@ -669,7 +875,7 @@ def test_thousands_of_files_are_hashed_in_their_order(tmp_path):
     for path in paths:
         path.write_text(path.name)
     expected = [hashlib.sha256(path.name.encode()).hexdigest() for path in paths]
-    assert data._hash_files([str(path) for path in paths]) == expected
+    assert image_folders.hash_files([str(path) for path in paths]) == expected
 
 
 def test_the_second_load_decodes_and_hashes_nothing(folder, decoded, hashed):
@@ -691,7 +897,7 @@ def test_a_changed_image_is_decoded_again(folder, decoded):
     assert len(decoded) == 6 and str(changed) in decoded
     assert not torch.equal(again.test.images[0], first.test.images[0])
     assert torch.equal(again.test.images[0], read(changed)[0])
-    assert len(cached(folder, ".npy")) == 2 and len(list((folder / ".r2kd-cache").iterdir())) == 4
+    assert len(cached(folder, ".npz")) == len(cached(folder, ".digest")) == 2 and not cached(folder, ".tmp")
 
 
 def test_an_added_and_a_removed_image_are_noticed(folder):
@@ -704,7 +910,7 @@ def test_an_added_and_a_removed_image_are_noticed(folder):
 
 def test_reading_one_split_first_neither_loses_nor_changes_the_cache(folder, decoded):
     test = data.load(folder, splits=("test",))
-    kept = cached(folder, ".npy")
+    kept = cached(folder, ".npz")
     assert len(kept) == 1 and len(decoded) == 6
     decoded.clear()
     both = data.load(folder)
@@ -731,18 +937,18 @@ def test_a_folder_that_was_moved_keeps_its_cache(folder, decoded):
 
 
 def test_a_full_disk_costs_the_cache_alone(folder, monkeypatch, capsys):
-    def fill_the_disk(file, _):
+    def fill_the_disk(file, **_):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(data.np, "save", fill_the_disk)
+        patch.setattr(image_folders.np, "savez", fill_the_disk)
         loaded = data.load(folder)
     assert "No space left on device" in capsys.readouterr().err
-    assert {path.suffix for path in (folder / ".r2kd-cache").iterdir()} == {".sha256"}
+    assert {path.suffix for path in (folder / ".r2kd-cache").iterdir()} == {".digest", ".lock"}
     again = data.load(folder)
     assert same(loaded.train, again.train) and same(loaded.test, again.test)
-    assert len(cached(folder, ".npy")) == 2
+    assert len(cached(folder, ".npz")) == 2
 
 
 def test_a_place_that_cannot_hold_the_cache_costs_the_cache_alone(folder, capsys):
@@ -834,208 +1040,6 @@ def test_a_class_that_is_not_on_the_list_is_named(tiny):
     (tiny / "wnids.txt").write_text("n00000001\nn00000002\n")
     with pytest.raises(ValueError, match=r"wnids\.txt does not list: n00000003$"):
         data.load(tiny)
-
-
-@pytest.fixture
-def server(monkeypatch):
-    """A loopback server of `files` by path, with a list of `requests`; `cut_off` ends its answers half-way."""
-    state = SimpleNamespace(files={}, requests=[], cut_off=False)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            state.requests.append(self.path)
-            content = state.files[self.path]
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content[: len(content) // 2] if state.cut_off else content)
-
-        def log_message(self, *_):
-            pass
-
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        state.address = f"http://127.0.0.1:{http.server_port}"
-        thread = Thread(target=http.serve_forever, args=(0.01,))
-        thread.start()
-        yield state
-        http.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def nowhere(monkeypatch):
-    """An address whose port is taken, so that no one else listens there, and answers nothing."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
-
-
-def md5(content):
-    return hashlib.md5(content).hexdigest()
-
-
-@pytest.fixture
-def cifar100(server, monkeypatch):
-    """A small CIFAR-100 on the server, as (its pixels by split, its archive)."""
-    pixels = {
-        split: np.stack([np.array(picture(index, (32, 32))).transpose(2, 0, 1) for index in indices])
-        for split, indices in (("train", range(20)), ("test", range(20, 30)))
-    }
-    files = {"meta": pickle.dumps({"fine_label_names": list("0123456789")}, protocol=2)}
-    for split, start in (("train", 0), ("test", 20)):
-        labels = DIGITS[start : start + len(pixels[split])].tolist()
-        entry = {"data": pixels[split].reshape(-1, 3072), "fine_labels": labels, "coarse_labels": labels}
-        files[split] = pickle.dumps(entry, protocol=2)
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f"cifar-100-python/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    server.files["/cifar-100-python.tar.gz"] = archive.getvalue()
-    monkeypatch.setattr(CIFAR100, "url", f"{server.address}/cifar-100-python.tar.gz")
-    monkeypatch.setattr(CIFAR100, "tgz_md5", md5(archive.getvalue()))
-    monkeypatch.setattr(CIFAR100, "train_list", [["train", md5(files["train"])]])
-    monkeypatch.setattr(CIFAR100, "test_list", [["test", md5(files["test"])]])
-    monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": md5(files["meta"])})
-    return pixels
-
-
-@pytest.fixture
-def tiny_imagenet(server, monkeypatch, tmp_path):
-    """A small Tiny ImageNet on the server; its folder as it was packed."""
-    source = official_folder(tmp_path / "source" / "tiny-imagenet-200")
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as packed:
-        for path in sorted(source.rglob("*")):
-            packed.write(path, path.relative_to(source.parent))
-    server.files["/tiny-imagenet-200.zip"] = archive.getvalue()
-    monkeypatch.setattr(data, "TINY_IMAGENET_URL", f"{server.address}/tiny-imagenet-200.zip")
-    monkeypatch.setattr(data, "TINY_IMAGENET_MD5", md5(archive.getvalue()))
-    return source
-
-
-def test_cifar100_is_downloaded_once(cifar100, server, tmp_path):
-    root = tmp_path / "new" / "data"
-    loaded = data.load("cifar100", root)
-    assert loaded.name == "cifar100" and loaded.classes == tuple("0123456789") and loaded.image_size == 32
-    assert torch.equal(loaded.train.images, torch.from_numpy(cifar100["train"]))
-    assert torch.equal(loaded.test.images, torch.from_numpy(cifar100["test"]))
-    assert loaded.train.labels.tolist() == DIGITS[:20].tolist() and loaded.train.labels.dtype == torch.int64
-    assert loaded.test.labels.tolist() == DIGITS[20:30].tolist()
-    assert (loaded.mean, loaded.std) == data.CIFAR100_STATISTICS and loaded.flip and loaded.policy == "cifar10"
-    assert server.requests
-    server.requests.clear()
-    assert same(data.load("cifar100", root).train, loaded.train)
-    assert server.requests == []
-
-
-def test_cifar100_reads_only_the_splits_asked_for(cifar100, tmp_path):
-    loaded = data.load("cifar100", tmp_path, splits=("test",))
-    assert loaded.train is None and torch.equal(loaded.test.images, torch.from_numpy(cifar100["test"]))
-
-
-def test_a_damaged_file_of_cifar100_is_unpacked_again(cifar100, server, tmp_path):
-    whole = data.load("cifar100", tmp_path)
-    server.requests.clear()
-    (tmp_path / "cifar-100-python" / "train").write_bytes(b"half")
-    assert same(data.load("cifar100", tmp_path).train, whole.train)
-    assert server.requests == []
-
-
-def test_cifar100_as_a_folder_of_images_is_not_downloaded(cifar100, server, tmp_path):
-    image_folder(tmp_path / "cifar100")
-    loaded = data.load("cifar100", tmp_path)
-    assert loaded.classes == ("one", "two", "zero") and server.requests == []
-    assert (loaded.mean, loaded.std) == data.CIFAR100_STATISTICS and loaded.policy == "cifar10"
-
-
-def test_tiny_imagenet_is_downloaded_once(tiny_imagenet, server, tmp_path):
-    root = tmp_path / "new" / "data"
-    loaded, expected = data.load("tiny_imagenet", root), data.load(tiny_imagenet)
-    assert loaded.classes == expected.classes
-    assert same(loaded.train, expected.train) and same(loaded.test, expected.test)
-    assert sorted(path.name for path in root.iterdir()) == ["tiny-imagenet-200", "tiny-imagenet-200.zip"]
-    assert server.requests
-    server.requests.clear()
-    assert same(data.load("tiny_imagenet", root).train, loaded.train)
-    assert server.requests == []
-
-
-def test_a_zip_of_tiny_imagenet_put_into_the_folder_is_not_downloaded(tiny_imagenet, server, tmp_path):
-    (tmp_path / "tiny-imagenet-200.zip").write_bytes(server.files["/tiny-imagenet-200.zip"])
-    assert len(data.load("tiny_imagenet", tmp_path).test) == 6
-    assert server.requests == []
-
-
-def test_tiny_imagenet_is_unpacked_whole_or_not_at_all(tiny_imagenet, server, tmp_path, monkeypatch):
-    root, unpack = tmp_path / "data", data.shutil.unpack_archive
-
-    def unpack_and_stop(archive, place):
-        unpack(archive, place)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(data.shutil, "unpack_archive", unpack_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            data.load("tiny_imagenet", root)
-    assert [path.name for path in root.iterdir()] == ["tiny-imagenet-200.zip"]
-    server.requests.clear()
-    assert len(data.load("tiny_imagenet", root).test) == 6
-    assert server.requests == []
-
-
-NAMED = {
-    "cifar100": SimpleNamespace(
-        file="cifar-100-python.tar.gz", size="169 MB", url=(CIFAR100, "url"), md5=(CIFAR100, "tgz_md5")
-    ),
-    "tiny_imagenet": SimpleNamespace(
-        file="tiny-imagenet-200.zip", size="248 MB", url=(data, "TINY_IMAGENET_URL"), md5=(data, "TINY_IMAGENET_MD5")
-    ),
-}
-
-
-def assert_says_what_to_do(error, name, address, root):
-    message = str(error.value)
-    assert f"{address}/{NAMED[name].file}" in message and NAMED[name].size in message
-    assert NAMED[name].file in message.rsplit("; put ", 1)[1] and message.endswith(f"into {root}")
-
-
-@pytest.mark.parametrize("name", NAMED)
-def test_a_wrong_checksum_leaves_no_half_data_set(name, server, tmp_path, monkeypatch, request):
-    request.getfixturevalue(name)
-    root = tmp_path / "data"
-    with monkeypatch.context() as patch:
-        patch.setattr(*NAMED[name].md5, "0" * 32)
-        with pytest.raises(FileNotFoundError) as error:
-            data.load(name, root)
-    assert_says_what_to_do(error, name, server.address, root)
-    assert [path.name for path in root.iterdir() if path.name != NAMED[name].file] == []
-    assert len(data.load(name, root).test)
-
-
-@pytest.mark.parametrize("name", NAMED)
-def test_a_download_that_was_cut_off_starts_anew(name, server, tmp_path, request):
-    request.getfixturevalue(name)
-    root = tmp_path / "data"
-    server.cut_off = True
-    with pytest.raises(FileNotFoundError) as error:
-        data.load(name, root)
-    assert_says_what_to_do(error, name, server.address, root)
-    server.cut_off = False
-    assert len(data.load(name, root).test)
-
-
-@pytest.mark.parametrize("name", NAMED)
-def test_a_server_that_is_not_there_is_told_with_what_to_do(name, nowhere, tmp_path, monkeypatch):
-    monkeypatch.setattr(*NAMED[name].url, f"{nowhere}/{NAMED[name].file}")
-    root = tmp_path / "data"
-    with pytest.raises(FileNotFoundError) as error:
-        data.load(name, root)
-    assert_says_what_to_do(error, name, nowhere, root)
-    assert list(root.iterdir()) == []
 
 
 def test_the_real_cifar100_test_images_are_10000_with_the_known_mean(tmp_path):

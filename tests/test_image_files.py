@@ -8,7 +8,7 @@ from r2kd.image_files import ImageFiles
 
 import pytest
 import torch
-from test_data import image_folder
+from test_data import image_folder, save
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_nothing_of_a_streamed_data_set_is_decoded_before_it_is_asked_for(folder
     decoded, decode = [], image_files.decode
     monkeypatch.setattr(image_files, "decode", lambda *given: decoded.append(given[0]) or decode(*given))
     streamed = data.load(folder, image_size=16, stream=True)
-    assert not decoded and not list((folder / ".r2kd-cache").glob("*.npy"))
+    assert not decoded and not list((folder / ".r2kd-cache").glob("*.npz"))
     assert streamed.train.images[0].shape == (3, 16, 16) and len(decoded) == 1
 
 
@@ -82,6 +82,16 @@ def test_a_broken_image_of_a_streamed_data_set_is_named_in_a_line(folder):
     streamed = data.load(folder, image_size=16, stream=True).train
     with pytest.raises(ValueError, match=f"^broken image {broken}: [^\n]*$"):
         list(streamed.batches(torch.arange(len(streamed)).split(2)))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("damage", ["no byte", "cut", "another size"])
+def test_an_image_without_a_byte_cut_or_of_another_size_is_named_in_a_line(damage, stream, tmp_path):
+    folder = image_folder(tmp_path / "numbers")
+    image = save(folder / "train" / "two" / "1.jpg", 0, (20, 20) if damage == "another size" else (16, 16))
+    image.write_bytes(image.read_bytes()[: {"no byte": 0, "cut": -60}.get(damage)])
+    with pytest.raises(ValueError, match=rf"^(broken image )?{image}(: | is 20 x 20 pixels, )[^\n]+$"):
+        list(data.load(folder, stream=stream).train.batches(torch.arange(10).split(2)))
 
 
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="needs workers that inherit a patch")

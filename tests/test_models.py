@@ -1,6 +1,9 @@
 import io
 import json
+import os
 import pickle
+import random
+import tarfile
 
 from r2kd import models
 from r2kd.digest import digest
@@ -293,3 +296,103 @@ def test_truncated_empty_and_missing_checkpoints_are_named(tmp_path):
             models.read_checkpoint(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         models.read_checkpoint(tmp_path / "missing")
+
+
+def saved(path, state):
+    torch.save(state, path)
+    return path
+
+
+def whole():
+    return models.create("resnet8", 10).state_dict()
+
+
+ODD = {
+    "complex": lambda path: saved(path, whole() | {"fc.weight": whole()["fc.weight"].cfloat()}),
+    "a name of two lines": lambda path: saved(path, whole() | {"a\nb": torch.zeros(3)}),
+    "sparse": lambda path: saved(path, whole() | {"fc.weight": whole()["fc.weight"].to_sparse()}),
+    "meta": lambda path: saved(path, whole() | {"fc.weight": whole()["fc.weight"].to("meta")}),
+    "quantized": lambda path: saved(
+        path, whole() | {"fc.weight": torch.quantize_per_tensor(whole()["fc.weight"], 0.1, 0, torch.qint8)}
+    ),
+    "0-d": lambda path: saved(path, whole() | {"fc.weight": torch.tensor(3.0)}),
+    "integer keys": lambda path: saved(path, {"model": dict(enumerate(whole().values()))}),
+    "5,000 bytes": lambda path: path.write_bytes(saved(path, whole()).read_bytes()[:5000]),
+    "a folder": lambda path: path.mkdir(),
+    "a pipe": lambda path: os.mkfifo(path),
+    "a script": lambda path: torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path),
+    "text": lambda path: path.write_text("<html>not found</html>"),
+    "a list": lambda path: saved(path, [torch.zeros(3)]),
+    "old tar": lambda path: tarfile.open(path, "w").close(),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("odd", ODD)
+def test_an_odd_checkpoint_is_refused_in_a_line_that_names_it(odd, tmp_path):
+    ODD[odd](tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match=r"^[^\n]*/checkpoint [^\n]*$") as refused:
+        models.load_checkpoint(models.create("resnet8", 10), tmp_path / "checkpoint")
+    assert "weights_only" not in str(refused.value)
+
+
+def test_a_checkpoint_that_ends_with_a_single_number_has_no_classifier(tmp_path):
+    saved(tmp_path / "checkpoint", whole() | {"steps": torch.tensor(3)})
+    with pytest.raises(ValueError, match=r"^no classifier comes last in the checkpoint: 'steps' is a single number$"):
+        models.output_classes(models.read_checkpoint(tmp_path / "checkpoint"))
+
+
+def test_what_a_state_dict_carries_beside_its_entries_is_not_read(tmp_path):
+    state = nn.DataParallel(models.create("resnet8", 10)).state_dict()
+    state._metadata = {3: "hostile"}
+    loaded = models.from_checkpoint("resnet8", 10, saved(tmp_path / "checkpoint", state))
+    assert torch.equal(loaded.fc.bias, state["module.fc.bias"])
+
+
+def test_a_refused_pickle_does_not_pass_on_the_advice_to_switch_the_safety_off(tmp_path):
+    torch.save({"model": Touch(tmp_path / "created")}, tmp_path / "zip")
+    (tmp_path / "bare").write_bytes(pickle.dumps(Touch(tmp_path / "created")))
+    with tarfile.open(tmp_path / "tar", "w") as tar:
+        for name in ("pickle", "storages", "tensors"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    for name in ("zip", "bare", "tar"):
+        with pytest.raises(ValueError, match=f"{name} is not a checkpoint of weights") as refused:
+            models.read_checkpoint(tmp_path / name)
+        said = str(refused.value)
+        assert not [word for word in ("weights_only", "trust", "option", "\n", "\033") if word in said]
+        assert name != "zip" or "it refers to io.open, which is not run" in said
+
+
+def test_a_checkpoint_with_a_value_that_single_precision_cannot_hold_is_refused(tmp_path):
+    state = whole() | {"fc.bias": torch.full((10,), 1e300, dtype=torch.float64)}
+    with pytest.raises(ValueError, match="holds infinite values: 10 of "):
+        models.load_checkpoint(models.create("resnet8", 10), saved(tmp_path / "checkpoint", state))
+
+
+@pytest.mark.parametrize(("value", "what"), [(float("nan"), "NaN"), (float("-inf"), "infinite values")])
+@pytest.mark.parametrize("entry", ["fc.weight", "bn1.running_var"])
+def test_a_checkpoint_with_values_that_are_not_finite_is_refused_by_name(entry, value, what, tmp_path):
+    state = whole()
+    state[entry].view(-1)[:3] = value
+    count = sum(found.numel() for found in state.values())
+    with pytest.raises(ValueError, match=rf"/checkpoint holds {what}: 3 of {count:,} values$"):
+        models.load_checkpoint(models.create("resnet8", 10), saved(tmp_path / "checkpoint", state))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_checkpoint_is_refused_in_a_line_or_has_the_same_values(tmp_path):
+    path, model, draws = tmp_path / "checkpoint", models.create("resnet8", 10), random.Random(0)
+    state = model.state_dict()
+    content = saved(tmp_path / "whole", state).read_bytes()
+    for turn in range(120):
+        damaged = bytearray(content)
+        for _ in range(1 + turn % 3):  # in the values, in the pickle before them, or in the lists at the end
+            start, end = ((0, len(content)), (0, 12_000), (len(content) - 9000, len(content)))[turn % 3]
+            damaged[draws.randrange(start, end)] ^= 1 << draws.randrange(8)
+        path.write_bytes(bytes(damaged)[: draws.randrange(len(content)) if turn % 4 == 0 else None])
+        try:
+            loaded = models.read_checkpoint(path)
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+        else:
+            assert all(torch.equal(loaded[name], value) for name, value in state.items()), turn

@@ -3,17 +3,17 @@
 The names and shapes of the state_dict entries are those of the checkpoints that the field publishes.
 """
 
-import hashlib
-import pickle
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from ..entries import Choice
+from ..files import first_line, sha256
 from .registry import MODELS, TORCHVISION
 
 NAMES = tuple(MODELS)
@@ -47,7 +47,7 @@ def check_answers(model: nn.Module, name: str, images: Tensor, num_classes: int)
             answer = torch.func.functional_call(model.eval(), state, (images.clone(),))
     except Exception as error:
         height, width = images.shape[-2:]
-        raise ValueError(f"{shown} fails on images of {height}x{width} pixels: {_first_line(error)}") from error
+        raise ValueError(f"{shown} fails on images of {height}x{width} pixels: {first_line(error)}") from error
     finally:
         for module, training in modes:
             module.training = training
@@ -60,57 +60,83 @@ def check_answers(model: nn.Module, name: str, images: Tensor, num_classes: int)
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The state_dict stored at `path`: bare, or under "model" or "state_dict", without the "module." of DataParallel.
 
-    Tensors only, no pickled code is run.
+    Tensors only, in memory and dense; no pickled code is run.
 
     Raises FileNotFoundError, or ValueError where the file is not such a checkpoint.
     """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is not a checkpoint, but {'a folder' if Path(path).is_dir() else 'no regular file'}")
     try:
+        if zipfile.is_zipfile(path):  # as torch saves since 1.6, with a CRC-32 of each part that it does not look at
+            with zipfile.ZipFile(path) as parts:
+                if damaged := parts.testzip():
+                    raise ValueError(f"{damaged} in it is damaged")
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no checkpoint at {path}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
+    except Exception as error:  # of damaged files torch raises all kinds
         raise ValueError(
-            f"{path} is not a checkpoint of weights (truncated, or it holds other objects): {_first_line(error)}"
+            f"{path} is not a checkpoint of weights (truncated, or it holds other objects): {_why(error)}"
         ) from None
     inner = (stored.get("model"), stored.get("state_dict")) if isinstance(stored, dict) else ()
     state = next((found for found in (*inner, stored) if _is_state(found)), None)
     if state is None:
         raise ValueError(f"{path} holds no state_dict, neither bare nor under 'model' or 'state_dict'")
-    if _parallel(state):
-        consume_prefix_in_state_dict_if_present(state, PARALLEL)
-    return state
+    if odd := [name for name, value in state.items() if not _plain(value)]:
+        raise ValueError(
+            f"{path} is not a checkpoint of weights: {odd[0]!r} is sparse, quantised, complex or without values"
+        )
+    prefix = PARALLEL if _parallel(state) else ""
+    return {name.removeprefix(prefix): value for name, value in state.items()}  # without what else a state_dict carries
+
+
+def _why(error: Exception) -> str:
+    """In a line. Where torch refuses what is no tensor, it advises to switch its safety off, which is not passed on."""
+    if "weights_only" not in str(error):
+        return first_line(error)
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f"it refers to {found[1]}, which is not run" if found else "it holds what is not run"
+
+
+def _plain(value: Tensor) -> bool:
+    dense = value.layout == torch.strided and not value.is_quantized and not value.is_complex()
+    return dense and value.device.type == "cpu"
 
 
 def _is_state(found: Any) -> bool:
     entries = found.items() if isinstance(found, dict) else ()
-    return bool(entries) and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in entries)
+    return bool(entries) and all(
+        isinstance(name, str) and name.isprintable() and isinstance(value, Tensor) for name, value in entries
+    )
 
 
 def _parallel(state: dict[str, Tensor]) -> bool:
     return bool(state) and all(name.startswith(PARALLEL) for name in state)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def checkpoint_digest(path: str | Path) -> str:
     """SHA-256 of the file. Raises FileNotFoundError."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return sha256(path)
 
 
 def output_classes(state: dict[str, Tensor]) -> int:
-    """The number of classes of a checkpoint: the length of its last bias, which is the classifier's."""
-    return len(list(state.values())[-1])
+    """The number of classes of a checkpoint: the length of its last bias, which is the classifier's.
+
+    Raises ValueError where the last entry is a single number.
+    """
+    name, last = list(state.items())[-1]
+    if not last.dim():
+        raise ValueError(f"no classifier comes last in the checkpoint: {name!r} is a single number")
+    return len(last)
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
     """Fill `model` from a published checkpoint and return it.
 
-    Raises FileNotFoundError, or ValueError where the file is no checkpoint or another model's: the first entries that
-    differ are named.
+    Raises FileNotFoundError, or ValueError where the file is no checkpoint or another model's, of which the first entries
+    that differ are named, or holds values that are not finite.
     """
     state = read_checkpoint(path)
     inner = model.module if _parallel(model.state_dict()) else model
@@ -120,8 +146,16 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
     if wrong:
         names = ", ".join(sorted(wrong)[:3])
         raise ValueError(f"{path} is another model's checkpoint: {len(wrong)} entries differ, among them {names}")
+    _check_finite({name: value.to(own[name].dtype) for name, value in state.items()}, path)
     inner.load_state_dict(state)
     return model
+
+
+def _check_finite(state: dict[str, Tensor], path: str | Path) -> None:
+    values = sum(value.numel() for value in state.values())
+    for what, found in (("NaN", torch.isnan), ("infinite values", torch.isinf)):
+        if count := sum(int(found(value).sum()) for value in state.values()):
+            raise ValueError(f"{path} holds {what}: {count:,} of {values:,} values")
 
 
 def from_checkpoint(model: str | Choice | Callable[..., nn.Module], num_classes: int, path: str | Path) -> nn.Module:
