@@ -251,8 +251,9 @@ def list_runs(options: argparse.Namespace) -> str:
         return f"no run under {runs.root_folder(options.runs_root)}"
     if options.csv:
         return table.to_csv(index=False, lineterminator="\n").rstrip("\n")
-    unfinished = int((table["state"] != "finished").sum())
+    unfinished, damaged = (int(table["state"].str.startswith(state).sum()) for state in ("unfinished", "damaged"))
     told = f"{len(table)} runs, {unfinished} unfinished" + (" (--delete-unfinished clears them)" if unfinished else "")
+    told += f", {damaged} damaged (asked for again, a run is mended)" if damaged else ""
     return f"{runs.brief(table).to_string(index=False)}\n\n{told}"
 
 

@@ -148,25 +148,27 @@ class Arm:
         self.answers.setdefault(name, []).append(self.model.eval()(images).float())
 
     def end_epoch(self, images: ImageData, seconds: float) -> None:
-        """Count its answers, remember the best, store the epoch. FloatingPointError, storing nothing, if the loss is not finite.
+        """Count its answers, remember the best, store the epoch.
 
+        Raises FloatingPointError, storing nothing, if the loss, also on the images it is tested on, or a weight is not finite.
         Best is the epoch of the highest accuracy on the validation images where there are some, else, as released, on the test
         images, of those after which they are looked at.
         """
+        if not self.images:
+            raise ValueError(f"{self.run.address} has no batch to train on: BatchNorm needs two images at least")
         loss, ce, distance, hits = (self.sums / self.images).tolist()
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss of {self.run.address} became {loss} in epoch {self.epoch + 1}; the epochs before it "
-                f"are kept in {self.run.folder}. Try a smaller learning rate than {self.config.learning_rate}"
-            )
+        self._check_finite(f"the loss (cross-entropy {ce:.4g}, distance {distance:.4g})", loss)
+        if name := models.not_finite(self.model.state_dict()):
+            self._check_finite(f"{name}, one of the weights", math.nan)
         row = {"epoch": self.epoch + 1, "learning_rate": self.learning_rate, "loss": loss}
-        self.epoch += 1
         row |= {"loss_ce": ce, "loss_distance": distance, "train_top1": 100 * hits}
         for name, split in images.tested.items():
             measured = {}
             if name in self.answers:
                 measured = evaluation.summary(torch.cat(self.answers.pop(name)), split.labels)
+                self._check_finite(f"the loss on the {name} images", measured["loss"])
             row |= {f"{name}_{measure}": measured.get(measure, math.nan) for measure in ("top1", "top5", "loss")}
+        self.epoch += 1
         self.metrics.append(row)
         self.timing.append(
             {"epoch": self.epoch, "seconds": round(seconds, 3), "images_per_second": round(self.images / seconds, 1)}
@@ -187,6 +189,13 @@ class Arm:
             }
         )
 
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{what} of {self.run.address} became {value} in epoch {self.epoch + 1}; the epochs before it "
+                f"are kept in {self.run.folder}. Try a smaller learning rate than {self.config.learning_rate}"
+            )
+
     def resume(self) -> None:
         """Go on at the last whole epoch, if there is one."""
         state = self.run.load_epoch()
@@ -200,7 +209,9 @@ class Arm:
                 setattr(self, name, state[name])
 
     def finish(self) -> None:
-        """Store weights and result. best_top1 is on the test images; chosen_top1, of the epoch that the validation images chose."""
+        """Store tables, weights and result. best_top1 is on the test images; chosen_top1, of the epoch that the validation images
+        chose, where test images were looked at after it. A kill may have come between the last state and its tables.
+        """
         last = self.metrics[-1]
         best = max(
             (row for row in self.metrics if row["test_top1"] >= 0), key=lambda row: row["test_top1"]
@@ -216,7 +227,9 @@ class Arm:
         }
         if "validation_top1" in last:
             chosen = self.best_row
-            result |= {"chosen_top1": chosen["test_top1"], "chosen_epoch": chosen["epoch"]}
-            result["validation_top1"] = chosen["validation_top1"]
+            if chosen["test_top1"] >= 0:  # not NaN: after that epoch test images were looked at
+                result["chosen_top1"] = chosen["test_top1"]
+            result |= {"chosen_epoch": chosen["epoch"], "validation_top1": chosen["validation_top1"]}
+        self.run.write_tables({"metrics": self.metrics, "timing": self.timing}, lasting=True)
         weights = {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
         self.run.finish(last=weights, best=self.best, result=result)

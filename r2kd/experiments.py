@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from .config import DistillConfig, TeacherConfig, unknown_setting
 from .data import ImageData
 from .digest import digest
 from .entries import Choice
-from .parts import PLACES, Design, Tests
+from .parts import PLACES, Data, Design, Tests
 from .profiles import PAIRS, PROFILES, SMALL_PAIRS, Profile, pair_models, plain, switched
 from .progress import tqdm
 from .runs import Run
@@ -492,17 +492,30 @@ def run_students(study: Study, images: ImageData, weights: bool = True) -> list[
 
     Where no `weights` are asked for and the study is not `fresh`, a run whose record is under study.all_figures is reported
     from it; in a study of what is `recorded` nothing is trained. Every finished run is written to the study's records, seed by seed.
+    Several processes share a study: each takes what no other is at, then waits for what is left, and all return the same.
     """
     recorded = {} if weights or study.fresh else records.under(study.all_figures)
-    finished: list[Student] = []
-    total = sum(len(study.students(seed)) for seed in study.seeds)
+    wanted, opened = _wanted(study, images)
+    order = [student.run.address for students in wanted.values() for student in students]
+    trained: dict[int, list[Student]] = {}
+    tested: set[int] = set()
+    unwritten = list(wanted)  # in this order, whichever is finished first
+    total = len(order)
     with tqdm(total=total, desc="students", unit="run") as bar:
-        for seed in study.seeds:
-            runs = _run_seed(study, images, seed, recorded)
-            finished += runs
-            records.write(study.figures, [(student.arm, student.run) for student in runs])
-            _test(study, images, runs)
-            bar.update(len(runs))
+        for wait in (False, True):
+            for seed in [seed for seed in wanted if seed not in tested]:
+                if seed not in trained:
+                    found = _run_seed(study, wanted[seed], opened, recorded, wait)
+                    if not all(student.run.source == "record" or student.run.finished for student in found):
+                        continue
+                    trained[seed] = found
+                    bar.update(len(found))
+                while unwritten and unwritten[0] in trained:
+                    records.write(study.figures, [(s.arm, s.run) for s in trained[unwritten.pop(0)]])
+                rows = _test(study, images, trained[seed], order, wait)
+                if all(student.run.address in rows for student in trained[seed]):
+                    tested.add(seed)
+    finished = [student for seed in wanted for student in trained[seed]]
     if missing := total - len(finished):
         print(f"{missing} of {total} students have neither run nor record, and are left out")
     if reported := sum(student.run.source == "record" for student in finished):
@@ -512,40 +525,63 @@ def run_students(study: Study, images: ImageData, weights: bool = True) -> list[
     return finished
 
 
-def _run_seed(study: Study, images: ImageData, seed: int, recorded: Mapping[str, dict]) -> list[Student]:
-    found, together = {}, {}
+def _wanted(study: Study, images: ImageData) -> tuple[dict[int, list[Student]], dict[Data, ImageData]]:
+    """(the students by seed, trained or not; the images that they ask for)."""
     opened = {study.first.data: images}
-    for label, config in study.students(seed).items():
-        if config.data not in opened:
-            opened[config.data] = training.open_data(config)
-        own = opened[config.data]
-        run = config.run(own)
+    wanted: dict[int, list[Student]] = {}
+    for seed in study.seeds:
+        students = []
+        for arm, config in study.students(seed).items():
+            if config.data not in opened:
+                opened[config.data] = training.open_data(config)
+            students.append(Student(arm, config, config.run(opened[config.data])))
+        wanted[seed] = students
+    return wanted, opened
+
+
+def _run_seed(
+    study: Study,
+    students: list[Student],
+    opened: Mapping[Data, ImageData],
+    recorded: Mapping[str, dict],
+    wait: bool,
+) -> list[Student]:
+    found, together = {}, {}
+    for student in students:
+        run = student.run
         if not run.finished and run.address in recorded:
-            found[label] = Student(label, config, Run(run.folder, recorded[run.address]))
+            found[student.arm] = student._replace(run=Run(run.folder, recorded[run.address]))
         elif run.finished or not study.recorded:
-            together.setdefault(repr(training.shared(config)), []).append((label, config, own))
-    for group in together.values():
-        runs = training.distill_all([config for _, config, _ in group], group[0][2])
-        found |= {label: Student(label, config, run) for (label, config, _), run in zip(group, runs, strict=True)}
-    return [found[label] for label in study.students(seed) if label in found]
+            found[student.arm] = student
+            together.setdefault(repr(training.shared(student.config)), []).append(student.config)
+    for configs in together.values():
+        training.distill_all(configs, opened[configs[0].data], wait=wait)
+    return [found[student.arm] for student in students if student.arm in found]
 
 
-def _test(study: Study, images: ImageData, students: Iterable[Student]) -> dict[str, list[dict[str, Any]]]:
+def _test(
+    study: Study, images: ImageData, students: Iterable[Student], order: Sequence[str] = (), wait: bool = True
+) -> dict[str, list[dict[str, Any]]]:
     """The rows of robustness.test by the run's address; what is not in the records is measured, with the teacher at hand."""
     wanted = [_tested(student.arm, student.config, student.run, images) for student in students]
-    return test_rows(study, images, wanted)
+    return test_rows(study, images, wanted, order, wait)
 
 
-def test_rows(study: Study, images: ImageData, wanted: list[robustness.Subject]) -> dict[str, list[dict[str, Any]]]:
+def test_rows(
+    study: Study, images: ImageData, wanted: list[robustness.Subject], order: Sequence[str] = (), wait: bool = True
+) -> dict[str, list[dict[str, Any]]]:
     under = study.protocol(images)
     if not (under.corruptions or under.attacks):
         return {}
-    places = {"folder": study.figures, "root": study.all_figures}
+    places = {"folder": study.figures, "root": study.all_figures, "order": order, "wait": wait}
     return robustness.test(wanted, images, under, **places, teacher_logits=partial(_teacher_logits, study, images))
 
 
 def _tested(arm: str, config: TeacherConfig, run: Run, images: ImageData) -> robustness.Subject:
-    weights = models.checkpoint_digest(run.weights()) if run.source == "run" else None
+    weights = None
+    if run.source == "run":
+        training.ensure_sound(config, run)
+        weights = models.checkpoint_digest(run.weights())
     return robustness.Subject(run.address, weights, partial(_on_device, config, run, images), {"arm": arm})
 
 

@@ -3,6 +3,7 @@
 A row is found by its address, in whichever study's records it stands; rows of several machines merge.
 """
 
+import io
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,17 +20,20 @@ _NUMBERS = ("last_top1", "best_top1", "best_epoch", "last_loss")
 def read(paths: Iterable[Path]) -> dict[str, dict]:
     """The rows of some records by address; of one address with differing numbers the first, which is said on stderr.
 
-    Raises ValueError for a file that is no table of records.
+    Raises ValueError for a file that is no table of records, or not the whole of one.
     """
     rows: dict[str, dict] = {}
     for path in paths:
         try:
-            found = pd.read_csv(path, float_precision="round_trip", dtype={"curve": str})
+            text = path.read_text(encoding="utf-8")
+            table = pd.read_csv(io.StringIO(text), float_precision="round_trip", dtype={"curve": str})
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a table of records: {error}") from None
-        if "address" not in found:
+        if not text.endswith("\n"):
+            raise ValueError(f"{path} is cut off in its last line; renamed, it is written anew from the finished runs")
+        if "address" not in table:
             raise ValueError(f"{path} is not a table of records: it has no column address")
-        for row in found.to_dict("records"):
+        for row in table.to_dict("records"):
             known = rows.setdefault(row["address"], row)
             if _apart(known, row):
                 print(f"{path}: {_differing(known, row)}: the first is kept", file=sys.stderr)
@@ -44,7 +48,14 @@ def under(figures_root: str | Path) -> dict[str, dict]:
 def write(folder: Path, finished: Iterable[tuple[str, Run]]) -> Path:
     """Put the rows of (arm, run) among those in <folder>/records.csv. A run that came out otherwise than recorded is said."""
     path = folder / NAME
+    with files.alone(path):
+        _add(path, finished)
+    return path
+
+
+def _add(path: Path, finished: Iterable[tuple[str, Run]]) -> None:
     rows = read([path]) if path.exists() else {}
+    before = dict(rows)
     for arm, run in finished:
         row = {"address": run.address, "arm": arm} | {k: v for k, v in run.row.items() if k not in ("state", "arm")}
         known = rows.get(run.address, row)
@@ -53,9 +64,8 @@ def write(folder: Path, finished: Iterable[tuple[str, Run]]) -> Path:
         elif run.address in rows:
             continue  # the same numbers: the row keeps the time and the commit that it was made at
         rows[run.address] = row
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_table(path, pd.DataFrame(rows.values()))
-    return path
+    if rows != before:
+        files.write_table(path, pd.DataFrame(rows.values()))
 
 
 def merge(paths: list[Path], into: Path) -> int:
@@ -63,13 +73,21 @@ def merge(paths: list[Path], into: Path) -> int:
 
     Raises as `read`, and ValueError where there is no row, or some are of trainings and some of what they were tested with.
     """
-    rows = read(paths)
-    kinds, told = {"last_top1" in row for row in rows.values()}, ", ".join(map(str, paths))
-    if len(kinds) != 1:
-        wrong = "records of trainings and of tests are mixed" if rows else "no record"
-        raise ValueError(f"{wrong} in {told}: {into} is left as it is")
-    files.write_table(into, pd.DataFrame(rows.values()))
+    with files.alone(into):
+        rows = read(paths)
+        kinds, told = {"last_top1" in row for row in rows.values()}, ", ".join(map(str, paths))
+        if len(kinds) != 1:
+            wrong = "records of trainings and of tests are mixed" if rows else "no record"
+            raise ValueError(f"{wrong} in {told}: {into} is left as it is")
+        files.write_table(into, pd.DataFrame(rows.values()))
     return len(rows)
+
+
+def in_order(rows: dict[str, dict], order: Iterable[str]) -> list[dict]:
+    """The rows by address, those that `order` names in its order among themselves, each other where it stands."""
+    named = [address for address in order if address in rows]
+    following, moved = iter(named), set(named)
+    return [rows[next(following) if address in moved else address] for address in rows]
 
 
 def _apart(row: dict, other: dict) -> bool:

@@ -6,8 +6,9 @@ nats, ece in percent. All models of one protocol meet the same images.
 
 import hashlib
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -274,36 +275,56 @@ def test(
     folder: Path,
     root: Path,
     teacher_logits: Callable[[], Tensor] | None = None,
+    order: Sequence[str] = (),
+    wait: bool = True,
 ) -> dict[str, list[dict[str, Any]]]:
     """The rows of each model by its address: from the records under `root`, or measured and recorded in `folder`.
 
     A record counts where it is of this protocol and of these weights; where the weights are gone, one of the whole protocol counts
-    too. A model that has neither weights nor record has no rows.
-    `teacher_logits` makes those of all test images, where something has to be measured.
+    too. A model that has neither weights nor record has no rows. What another process is measuring is waited for; without `wait` it
+    has no rows, unless it is recorded already.
+    `teacher_logits` makes those of all test images, where something has to be measured. `order`: the models' addresses, as their
+    records are to stand.
     """
-    known: dict[tuple[str, str | None], dict] = {}
-    for path in sorted(Path(root).rglob(NAME)):
-        for row in records.read([path]).values():
-            known.setdefault((row["address"], row["weights"]), row)
-            known.setdefault((row["address"], None), row)  # whatever weights, where they are gone
+    wanted, known = list(wanted), _known(root)
     keys = {model: (f"{model.address}@{under.address}", model.weights) for model in wanted}
     for model, key in keys.items():
         if model.weights is None and key not in known:
             keys[model] = (f"{model.address}@{under.whole.address}", None)
-    if missing := [model for model, key in keys.items() if model.weights and key not in known]:
+
+    def left() -> dict[Path, Subject]:
+        missing = [model for model, key in keys.items() if model.weights and key not in known]
+        if missing:
+            known.update(_known(root))  # another process may have recorded them
+        return {folder / re.sub(r"[^\w.+=,@-]", "_", keys[m][0]): m for m in missing if keys[m] not in known}
+
+    def compute(mine: list[Subject]) -> None:
         for why in under.left_out.values():
             _say_once(why)
-        found = measure({m.address: m.make() for m in missing}, images, under, teacher_logits and teacher_logits())
+        found = measure({m.address: m.make() for m in mine}, images, under, teacher_logits and teacher_logits())
         new = {}
-        for model in missing:
+        for model in mine:
             address, weights = keys[model]
             row = {"address": address, "weights": weights, "protocol": under.words, **model.about}
             new[address] = known[keys[model]] = row | packed(found[model.address])
         path = folder / NAME
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = (records.read([path]) if path.exists() else {}) | new
-        files.write_table(path, pd.DataFrame(kept.values()))
+        with files.alone(path):
+            kept = (records.read([path]) if path.exists() else {}) | new
+            kept = records.in_order(kept, [f"{address}@{under.address}" for address in order])
+            files.write_table(path, pd.DataFrame(kept))
+
+    files.in_turn(left, compute, wait)
     return {model.address: unpacked(known[key]) for model, key in keys.items() if key in known}
+
+
+def _known(root: Path) -> dict[tuple[str, str | None], dict]:
+    """The rows of all records under `root` by (address, digest of the weights), and by (address, None), whatever weights."""
+    known: dict[tuple[str, str | None], dict] = {}
+    for path in sorted(Path(root).rglob(NAME)):
+        for row in records.read([path]).values():
+            known.setdefault((row["address"], row["weights"]), row)
+            known.setdefault((row["address"], None), row)
+    return known
 
 
 @cache

@@ -1,12 +1,14 @@
 """The run folder: its address from the configuration, atomic writes, provenance, resume; and all of them in one table.
 
-A finished run holds config.json, environment.json, metrics.csv (a row an epoch), timing.csv, last.pt, best.pt and, written
-last, result.json: a folder without it is not finished. state.pt is where an unfinished run goes on; everything in it is of
-one whole epoch.
+A finished run holds config.json, environment.json (an entry a start), metrics.csv (a row an epoch), timing.csv, last.pt,
+best.pt and, written last, result.json with the digests of what belongs to it: a folder that lacks any of it is not finished.
+state.pt is where an unfinished run goes on; everything in it is of one whole epoch. What does not hold what was written is
+renamed, <name>.damaged, said, and made again.
 """
 
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -41,8 +43,23 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether its weights are here."""
-        return (self.folder / "result.json").exists()
+        """Whether its weights are here, with all that belongs to them. They are not read: `sound` does."""
+        result = self.folder / "result.json"
+        return result.is_file() and not set(self.damaged) - {"environment.json"}  # which a training does not need
+
+    @property
+    def damaged(self) -> list[str]:
+        """Which of its files do not hold what was written, and of a run that has a result, which are missing.
+
+        Weights and state are not read.
+        """
+        found = {name: (self.folder / name).exists() for name in _SOUND}
+        wrong = [name for name, there in found.items() if there and self._stored(name) is None]
+        if result := self._stored("result.json"):
+            wrong += [] if found["config.json"] else ["config.json"]
+            wrong += [f"{which}.pt" for which in WEIGHTS if not self.weights(which).is_file()]
+            wrong += [] if self._holds_metrics(result) else ["metrics.csv"]
+        return wrong
 
     @property
     def source(self) -> str:
@@ -54,12 +71,20 @@ class Run:
         """last_top1 and best_top1, the last and the best epoch's accuracy in percent, best_epoch, and more of the last."""
         if self.record is not None:
             return {name: value for name, value in self.record.items() if name in RESULTS and not pd.isna(value)}
-        return json.loads((self.folder / "result.json").read_text())
+        if (stored := self._stored("result.json")) is None:
+            raise ValueError(f"{self.folder / 'result.json'} is not there, or does not hold what was written")
+        return {name: value for name, value in stored.items() if name not in ("files", "sha256") and value == value}
 
     @property
     def config(self) -> dict[str, Any]:
-        """Every setting, flat, and under "acts" what its address is made of."""
-        return json.loads((self.folder / "config.json").read_text())
+        """Every setting, flat, and under "acts" what its address is made of. Empty where there is none that can be read."""
+        return self._stored("config.json") or {}
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """What `environment` said at each start, the precision, and after how many whole epochs that was."""
+        stored = self._stored("environment.json") or []
+        return [stored] if isinstance(stored, dict) else stored  # before, the last start alone was kept
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -74,7 +99,9 @@ class Run:
         """All that is known of a run: address, state, every setting, results, machine, commit."""
         if self.record is not None:
             return dict(self.record)
-        state = "finished" if self.finished else f"unfinished, {len(self.metrics) if self._begun else 0} epochs"
+        wrong = self.damaged
+        state = "finished" if self.finished else f"unfinished, {self._epochs} epochs"
+        state = f"damaged: {', '.join(wrong)}" if wrong else state
         settings = _flat({name: value for name, value in self.config.items() if name != "acts"})
         settings = {
             name: v for name, v in settings.items() if name.rpartition(".")[2] not in PLACES and name not in MACHINE
@@ -84,55 +111,164 @@ class Run:
         row = {"address": self.address, "state": state} | settings
         if self.finished:
             row |= self.result | {
-                "curve": " ".join(map(repr, self.metrics["test_top1"].tolist())) if self._begun else ""
+                "curve": " ".join(map(repr, self.metrics["test_top1"].tolist())) if self._epochs else ""
             }
-        environment = json.loads((self.folder / "environment.json").read_text())
-        return row | {name: environment.get(name) for name in MACHINE}
+        return row | _machine(self.starts)
 
     @property
-    def _begun(self) -> bool:
-        return (self.folder / "metrics.csv").exists()
+    def _epochs(self) -> int:
+        """How many rows metrics.csv has."""
+        path = self.folder / "metrics.csv"
+        return max(0, path.read_bytes().count(b"\n") - 1) if path.is_file() else 0
+
+    def _holds_metrics(self, result: Mapping[str, Any]) -> bool:
+        """Whether metrics.csv is the one that the result was made of; of a teacher whose weights were given there is none."""
+        written = result.get("files", {}).get("metrics.csv")
+        if written is None:
+            return self._epochs == result.get("epochs", 0)
+        path = self.folder / "metrics.csv"
+        return path.is_file() and files.sha256(path) == written
+
+    def _stored(self, name: str) -> Any:
+        """What a file of JSON holds; None where it is not there, or holds something else than what was written."""
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        try:
+            value = json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            return None
+        return value if _SOUND[name](value) else None
 
     def weights(self, which: str = "last") -> Path:
         """The checkpoint of the "last" or the "best" epoch, {"model": state_dict}."""
         return self.folder / f"{which}.pt"
 
-    def start(self, config: dict[str, Any], device: torch.device, precision: str) -> None:
-        """Make the folder and write down the configuration and where it runs."""
+    def sound(self, which: str = "last") -> bool:
+        """Whether the weights are those that `finish` wrote; where it kept no digest of them yet, they are taken as they are."""
+        written = (self._stored("result.json") or {}).get("files", {}).get(f"{which}.pt")
+        path = self.weights(which)
+        return path.is_file() and (written is None or files.sha256(path) == written)
+
+    def set_aside(self, *names: str) -> None:
+        """Rename those of its files that are there, and say in a line that they are damaged or missing, and made again."""
+        kept = [files.set_aside(self.folder / name).name for name in names if (self.folder / name).exists()]
+        told = f", kept as {', '.join(kept)}" if kept else ""
+        print(f"{self.folder}: {', '.join(names)} damaged or missing{told}; made again", file=sys.stderr)
+
+    def prepare(self, config: dict[str, Any]) -> None:
+        """Make the folder, set aside what is damaged in it, and write down the configuration. For who holds the run alone."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in self.folder.glob(".*.tmp"):
+        for unfinished in self.folder.glob(".*.tmp"):  # of processes that died
             unfinished.unlink(missing_ok=True)
+        wrong = self.damaged
+        if set(wrong) - {"config.json", "environment.json"}:
+            wrong.append("result.json")  # it is no longer true
+        wrong += [name for name in _FILES if (self.folder / name).is_dir()]
+        if wrong:
+            self.set_aside(*dict.fromkeys(wrong))
         write_json(self.folder / "config.json", config)
-        write_json(self.folder / "environment.json", environment(device) | {"precision": precision})
+
+    def start(self, device: torch.device, precision: str, epochs: int = 0) -> None:
+        """Write down where it runs after so many whole epochs; if otherwise than those, that is said."""
+        starts = [*self.starts, environment(device) | {"precision": precision, "epochs": epochs}]
+        write_json(self.folder / "environment.json", starts)
+        for name in _ACTING:
+            now = starts[-1][name]
+            if others := [str(used) for used in _used(starts, name) if used != now]:
+                told = f"{self.address} goes on with {name} {now}, before with {' and '.join(others)}"
+                print(f"{told}: its numbers are not those of a run by one of them alone", file=sys.stderr)
 
     def save_epoch(self, state: dict[str, Any]) -> None:
         """Store a whole epoch: `state`, whose "metrics" and "timing" are lists of rows, replaces the last one."""
-        write_torch(self.folder / "state.pt", state)
-        write_table(self.folder / "metrics.csv", state["metrics"])
-        write_table(self.folder / "timing.csv", state["timing"])
+        write_torch(self.folder / "state.pt", state | {"address": self.address}, sealed=True)
+        self.write_tables(state)
+
+    def write_tables(self, state: Mapping[str, Any], lasting: bool = False) -> None:
+        """metrics.csv and timing.csv: until the run is finished they can be written again from the state."""
+        write_table(self.folder / "metrics.csv", state["metrics"], lasting)
+        write_table(self.folder / "timing.csv", state["timing"], lasting)
 
     def load_epoch(self) -> dict[str, Any] | None:
-        """The state that save_epoch stored, None if there is none. Raises ValueError where it cannot be read."""
-        path = self.folder / "state.pt"
-        if not path.exists():
-            return None
+        """The state that save_epoch stored, None if there is none; one that is damaged, or another run's, is set aside."""
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{path} cannot be read ({error}); delete {self.folder} to start this run anew") from None
+            state = files.read_sealed(self.folder / "state.pt")
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            state = None
+        if isinstance(state, dict) and state.keys() >= _STATE and state.get("address", self.address) == self.address:
+            return state
+        self.set_aside("state.pt")
+        return None
 
     def finish(self, last: dict, best: dict, result: dict[str, Any]) -> None:
         """Store the weights of the last and of the best epoch and the result; from here on the run is finished."""
-        write_torch(self.weights("last"), {"model": last})
-        write_torch(self.weights("best"), {"model": best})
-        write_json(self.folder / "result.json", result)
+        weights = zip(WEIGHTS, (last, best), strict=True)
+        digests = {f"{which}.pt": write_torch(self.weights(which), {"model": state}) for which, state in weights}
+        if (metrics := self.folder / "metrics.csv").is_file():
+            digests["metrics.csv"] = files.sha256(metrics)
+        stored = result | {"files": digests}
+        write_json(self.folder / "result.json", stored | {"sha256": _seal(stored)})
         (self.folder / "state.pt").unlink(missing_ok=True)
 
 
 RESULTS = ("last_top1", "best_top1", "best_epoch", "chosen_top1", "chosen_epoch", "validation_top1")
 RESULTS += ("last_top5", "last_loss", "seconds")
 MACHINE = ("device", "precision", "threads", "torch", "started", "commit")
+WEIGHTS = ("last", "best")
 _PATHS = {"dataset", "teacher.dataset", "checkpoint", "teacher.checkpoint"}
+_ACTING = ("threads", "torch", "device")  # what of the machine can change a digit
+_FILES = (
+    "config.json",
+    "environment.json",
+    "result.json",
+    "state.pt",
+    "last.pt",
+    "best.pt",
+    "metrics.csv",
+    "timing.csv",
+)
+_STATE = {"epoch", "model", "optimizer", "best", "best_row", "metrics", "timing"}
+
+
+def _is_result(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("files", {}), dict):
+        return False
+    numbers = [value.get(name) for name in ("last_top1", "best_top1")] + [value.get("last_loss", 0.0)]
+    unsealed = {name: stored for name, stored in value.items() if name != "sha256"}
+    sealed = "sha256" not in value or value["sha256"] == _seal(unsealed)  # before, there was no seal
+    return sealed and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+
+
+def _is_environment(value: Any) -> bool:
+    starts = [value] if isinstance(value, dict) else value
+    return isinstance(starts, list) and bool(starts) and all(isinstance(start, dict) for start in starts)
+
+
+_SOUND = {"config.json": lambda v: isinstance(v, dict), "environment.json": _is_environment, "result.json": _is_result}
+
+
+def _seal(result: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
+
+
+def _used(starts: list[dict[str, Any]], name: str) -> list[Any]:
+    """What the epochs were computed with, in order: of the starts since the last beginning, those that came to an epoch."""
+    epochs = [start.get("epochs", 0) for start in starts]
+    since = max((i for i, count in enumerate(epochs) if not count), default=0)
+    reached = [*epochs[1:], math.inf]
+    ran = [end > begun for begun, end in zip(epochs, reached, strict=True)]
+    return list(
+        dict.fromkeys(start.get(name) for start, at_work in [*zip(starts, ran, strict=True)][since:] if at_work)
+    )
+
+
+def _machine(starts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a row says of where it ran: of the last start, and where threads, torch or device changed on the way, each."""
+    last = starts[-1] if starts else {}
+    changed = {name: " then ".join(map(str, used)) for name in _ACTING if len(used := _used(starts, name)) > 1}
+    return {name: last.get(name) for name in MACHINE} | changed
 
 
 def at(root: str | Path | None, title: str, acts: dict[str, Any]) -> Run:
@@ -146,7 +282,7 @@ def computed_otherwise(run: Run, acts: dict[str, Any]) -> str | None:
     title, mine = run.address.rsplit("-", 1)[0], _flat(acts)
     for folder in sorted(run.folder.parent.glob(f"{title}-*")):
         other = Run(folder)
-        if folder == run.folder or not (folder / "config.json").exists():
+        if folder == run.folder or not other.config:
             continue
         theirs = _flat(other.config.get("acts", {}))
         differing = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
@@ -161,8 +297,12 @@ def computed_otherwise(run: Run, acts: dict[str, Any]) -> str | None:
 
 def table(root: str | Path | None = None) -> pd.DataFrame:
     """A row a run under `root`: address, state, the settings of its parts in use, results, device, precision, commit."""
-    folders = sorted(path.parent for path in root_folder(root).glob("*/config.json"))
-    return pd.DataFrame([Run(folder).row for folder in folders if (folder / "environment.json").exists()])
+    return pd.DataFrame([Run(folder).row for folder in _folders(root)])
+
+
+def _folders(root: str | Path | None) -> list[Path]:
+    names = ("config.json", "state.pt", "result.json")
+    return sorted({path.parent for name in names for path in root_folder(root).glob(f"*/{name}")})
 
 
 def brief(table: pd.DataFrame) -> pd.DataFrame:
@@ -180,7 +320,7 @@ def delete_unfinished(root: str | Path | None = None) -> list[str]:
     It leaves a run that another process has in work, and what was set aside or damaged after it was finished.
     """
     deleted = []
-    for folder in sorted(path.parent for path in root_folder(root).glob("*/config.json")):
+    for folder in _folders(root):
         with files.alone(folder, wait=False) as ours:
             if Run(folder).finished and not files.is_aside(folder):
                 continue
@@ -197,6 +337,7 @@ def delete_unfinished(root: str | Path | None = None) -> list[str]:
                 )
             else:
                 shutil.rmtree(folder)
+                files.forget(folder)
                 deleted.append(folder.name)
     return deleted
 

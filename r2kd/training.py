@@ -4,12 +4,13 @@ The recipe is the released code's: SGD with momentum, three milestones, a clean 
 after every epoch; asked for again it is returned, and one that was cut off goes on where it was.
 """
 
+import math
 import sys
 
 import torch
 from torch import nn
 
-from . import acceleration, data, evaluation, models, runs
+from . import acceleration, data, evaluation, files, models, runs
 from .acceleration import resolve_device
 from .arm import Arm
 from .batch import Teachers
@@ -36,13 +37,16 @@ def distill(config: DistillConfig, images: ImageData | None = None, progress: bo
     return distill_all([config], images, progress)[0]
 
 
-def distill_all(configs: list[DistillConfig], images: ImageData | None = None, progress: bool = True) -> list[Run]:
+def distill_all(
+    configs: list[DistillConfig], images: ImageData | None = None, progress: bool = True, wait: bool = True
+) -> list[Run]:
     """Train several students on the same batches, views and teacher logits: each as if it were trained alone.
 
-    They must agree in what `shared` returns. Raises ValueError where they do not, or where `images` are not theirs,
-    FloatingPointError where a loss is no longer finite. What goes wrong with one is raised once the others are done.
+    They must agree in what `shared` returns. Those that another process is training are waited for, or without `wait` left to it,
+    unfinished. Raises ValueError where they do not agree, or where `images` are not theirs, FloatingPointError where a loss or a
+    weight is no longer finite. What goes wrong with one is raised once the others are done.
     """
-    return _train(configs, open_data(configs[0]) if images is None else images, progress)
+    return _train(configs, open_data(configs[0]) if images is None else images, progress, wait)
 
 
 def shared(config: DistillConfig) -> dict:
@@ -59,8 +63,30 @@ def open_data(config: Config) -> ImageData:
 
 
 def load_model(config: Config, run: Run, num_classes: int, which: str = "last") -> nn.Module:
-    """A finished run's model in eval mode, with the weights of the "last" or the "best" epoch."""
-    return models.from_checkpoint(config.model, num_classes, run.weights(which))
+    """A finished run's model in eval mode, with the weights of the "last" or the "best" epoch.
+
+    Raises ValueError for weights that are not finite, as runs of before may have.
+    """
+    ensure_sound(config, run, which)
+    model = models.from_checkpoint(config.model, num_classes, run.weights(which))
+    if name := models.not_finite(model.state_dict()):
+        raise ValueError(f"{run.weights(which)} holds weights that are not finite, in {name}: they answer nothing")
+    return model
+
+
+def ensure_sound(config: Config, run: Run, which: str = "last") -> None:
+    """See that the weights of a finished run are those that it stored: damaged ones are set aside, said, and trained again.
+
+    Raises ValueError where `config` does not make this run here.
+    """
+    if run.sound(which):
+        return
+    with files.alone(run.folder):
+        if not run.sound(which):
+            run.set_aside(f"{which}.pt", "result.json")
+    again = distill(config) if isinstance(config, DistillConfig) else train_teacher(config)
+    if again.folder.resolve() != run.folder.resolve():
+        raise ValueError(f"{run.folder} has no {which}.pt; train it again")
 
 
 def reported_top1(config: Config, run: Run) -> float:
@@ -68,11 +94,12 @@ def reported_top1(config: Config, run: Run) -> float:
     return run.result[f"{config.recipe.reported}_top1"]
 
 
-def _train(configs: list[Config], images: ImageData, progress: bool) -> list[Run]:
-    """Train what is not finished of `configs`, arm beside arm; the runs in their order."""
+def _train(configs: list[Config], images: ImageData, progress: bool, wait: bool = True) -> list[Run]:
+    """Train what is not finished of `configs`, arm beside arm, each run by one process; the runs in their order."""
     _check_images(configs[0].data, images)
     found = [config.run(images) for config in configs]
-    missing = {run: config for config, run in zip(configs, found, strict=True) if not run.finished}
+    wanted = dict(zip(found, configs, strict=True))
+    missing = {run: config for run, config in wanted.items() if not run.finished}
     if not missing:
         return found
     first = next(iter(missing.values()))
@@ -85,7 +112,12 @@ def _train(configs: list[Config], images: ImageData, progress: bool) -> list[Run
         acceleration.keep_freed_memory()
     if first.precision == "bfloat16":
         acceleration.say_if_slow(device)
-    failures = _train_together(missing, images.to(device), device, progress)
+    failures: list[Exception] = []
+    files.in_turn(
+        lambda: {run.folder: (run, config) for run, config in missing.items() if not run.finished},
+        lambda mine: failures.extend(_train_together(dict(mine), images.to(device), device, progress)),
+        wait,
+    )
     if len(failures) > 1:
         plain = (torch.OutOfMemoryError, FloatingPointError, ValueError, OSError, RuntimeError, Exception)
         kind = next(kind for kind in plain if isinstance(failures[0], kind))  # a type of one's own may not take a text
@@ -99,6 +131,9 @@ def _train_together(
     missing: dict[Run, Config], images: ImageData, device: torch.device, progress: bool
 ) -> list[Exception]:
     """What went wrong with some of them. Models, graphs and teachers are gone when it returns."""
+    missing = {run: config for run, config in missing.items() if not _prepared(config, run, images).finished}
+    if not missing:  # of them there was but a config.json to be made again
+        return []
     configs = list(missing.values())
     teachers = _teachers(configs, images, device, progress)
     lanes = [acceleration.Lane(device, i) for i in range(min(configs[0].machine.streams, len(configs)))]
@@ -120,16 +155,23 @@ def _train_together(
 
 
 def _start(config: Config, run: Run, images: ImageData, device: torch.device, lane: acceleration.Lane) -> Arm:
-    if not run.folder.exists() and (changed := runs.computed_otherwise(run, config.acts(images))):
-        print(f"{changed}: trained anew", file=sys.stderr)
     arm = Arm.new(config, run, images, device, lane)
-    _write_down(config, run, images, device)
-    arm.resume()
+    try:
+        arm.resume()
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):  # a state of another model
+        run.set_aside("state.pt")
+        arm = Arm.new(config, run, images, device, lane)
+    run.start(device, config.precision, arm.epoch)
     return arm
 
 
-def _write_down(config: Config, run: Run, images: ImageData, device: torch.device) -> None:
-    run.start(config.settings() | {"acts": config.acts(images)}, device, config.precision)
+def _prepared(config: Config, run: Run, images: ImageData) -> Run:
+    """The run, with a folder that holds nothing damaged. It may be finished then."""
+    acts = config.acts(images)
+    if not run.folder.exists() and (changed := runs.computed_otherwise(run, acts)):
+        print(f"{changed}: trained anew", file=sys.stderr)
+    run.prepare(config.settings() | {"acts": acts})
+    return run
 
 
 def _teachers(configs: list[Config], images: ImageData, device: torch.device, progress: bool) -> Teachers | None:
@@ -143,22 +185,38 @@ def _teachers(configs: list[Config], images: ImageData, device: torch.device, pr
     own = images if teacher.data == taught[0].data else open_data(teacher).to(device)
     run = train_teacher(teacher, own, progress)
     dense = load_model(teacher, run, images.num_classes)
+    _check_answers_finite(dense, run, images)
     return Teachers(dense.requires_grad_(False).to(device), taught[0].precision, taught[0].machine.plain)
 
 
 def _given_teacher(config: TeacherConfig, images: ImageData) -> Run:
     """A teacher whose weights are given: kept in a run of its own, with its accuracy on the test images."""
     run = config.run(images)
-    if not run.finished:
-        device = resolve_device(config.machine.device)
-        model = models.from_checkpoint(config.model, images.num_classes, config.checkpoint)
-        test = images.test.to(device)
-        tested = evaluation.summary(evaluation.predict(model.to(device), test, images), test.labels)
-        result = {f"{which}_top1": tested["top1"] for which in ("last", "best")}
-        _write_down(config, run, images, device)
-        weights = model.cpu().state_dict()
-        run.finish(weights, weights, result | {"last_top5": tested["top5"], "last_loss": tested["loss"]})
+    files.in_turn(lambda: {} if run.finished else {run.folder: run}, lambda _: _test_given(config, run, images))
     return run
+
+
+def _test_given(config: TeacherConfig, run: Run, images: ImageData) -> None:
+    device = resolve_device(config.machine.device)
+    model = models.from_checkpoint(config.model, images.num_classes, config.checkpoint)
+    test = images.test.to(device)
+    tested = evaluation.summary(evaluation.predict(model.to(device), test, images), test.labels)
+    weights = model.cpu().state_dict()
+    if models.not_finite(weights) or not math.isfinite(tested["loss"]):
+        raise ValueError(f"the teacher {config.checkpoint} holds weights, or gives answers, that are not finite")
+    if _prepared(config, run, images).finished:
+        return
+    run.start(device, config.precision)
+    result = {f"{which}_top1": tested["top1"] for which in runs.WEIGHTS}
+    run.finish(weights, weights, result | {"last_top5": tested["top5"], "last_loss": tested["loss"]})
+
+
+def _check_answers_finite(teacher: nn.Module, run: Run, images: ImageData) -> None:
+    """Raises ValueError naming the teacher: its students' losses would be what is not finite, and nobody would know why."""
+    few = images.normalize(images.train.images[:2].to("cpu"))
+    with torch.inference_mode():
+        if not teacher(few).isfinite().all():
+            raise ValueError(f"the teacher {run.address} gives answers that are not finite: {run.weights()}")
 
 
 def _check_images(wanted: Data, images: ImageData) -> None:

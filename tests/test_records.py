@@ -119,6 +119,14 @@ def test_a_table_that_is_none_of_records_is_named(tmp_path):
         records.under(tmp_path)
 
 
+def test_a_table_that_is_cut_off_in_a_line_is_named(tiny, tmp_path):
+    study, _ = copied(tiny, tmp_path)
+    path = study.figures / "records.csv"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"records\.csv is cut off in its last line"):
+        records.under(tmp_path)
+
+
 def test_all_runs_are_one_table(tiny):
     table = runs.table(tiny[0]["runs_root"])
     assert len(table) == 5 and (table["state"] == "finished").all()

@@ -5,7 +5,7 @@ The names and shapes of the state_dict entries are those of the checkpoints that
 
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,14 @@ def checkpoint_digest(path: str | Path) -> str:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     return sha256(path)
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """The first entry of a state_dict that holds a NaN or an infinite number, running statistics too; None where none does."""
+    whole = [value.isfinite().all() for value in state.values()]
+    if not whole or torch.stack(whole).all():  # a GPU is asked once
+        return None
+    return next(name for name, fine in zip(state, whole, strict=True) if not fine)
 
 
 def output_classes(state: dict[str, Tensor]) -> int:
