@@ -212,6 +212,8 @@ def distill_config(options: argparse.Namespace) -> DistillConfig:
 def distill(options: argparse.Namespace) -> dict:
     config = distill_config(options)
     _print_settings(config)
+    if config.taught:
+        training.put_back(config.teacher)
     run = training.distill(config)
     result = {"top1": training.reported_top1(config, run)} | _result(run)
     if config.taught:

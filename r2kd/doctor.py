@@ -140,7 +140,7 @@ def _problem(folder: Path) -> str | None:
         for name, digest in kept.get("files", {}).items():
             if files.sha256(folder / name) != digest:
                 return f"{name} does not hold what was written"
-        for path in [run.weights("last"), run.weights("best")] if kept else folder.glob("state.pt"):
+        for path in folder.glob("*.pt" if kept else "state.pt"):
             with zipfile.ZipFile(path) as weights:  # a checkpoint is a zip, of whose checksums torch reads none
                 if weights.testzip():
                     return f"{path.name} does not hold what was written"

@@ -121,7 +121,7 @@ class Study:
         """What every figure of the study says below its title: what its numbers rest on."""
         teacher, student = self.teacher.model.name, self.first.model.name
         if self.teacher.checkpoint:
-            tested = training.train_teacher(self.teacher, self.teacher_images(images)).result["last_top1"]
+            tested = teacher_run(self, images).result["last_top1"]
             teacher += f" (weights from {Path(self.teacher.checkpoint).name}, {tested:.2f} %)"
         classes = f" ({images.num_classes} of {images.of_classes} classes)" if images.of_classes else ""
         kept = f", {len(images.validation):,} validation" if images.validation else ""
@@ -464,8 +464,8 @@ def _epochs(config: TeacherConfig) -> str:
 
 
 def run_teacher(study: Study, images: ImageData) -> nn.Module:
-    """The study's teacher in eval mode, on its device: trained, returned as it was, or loaded from a checkpoint."""
-    run = training.train_teacher(study.teacher, study.teacher_images(images))
+    """The study's teacher in eval mode, on its device: trained, returned as it was, put back, or loaded from a checkpoint."""
+    run = teacher_run(study, images)
     records.write(study.figures, [("teacher", run)])
     return _on_device(study.teacher, run, images)
 
@@ -476,14 +476,25 @@ def teacher_result(study: Study, images: ImageData) -> dict[str, Any]:
     recorded = {} if run.finished or study.fresh else records.under(study.all_figures)
     if run.address in recorded:
         return Run(run.folder, recorded[run.address]).result
-    run = training.train_teacher(study.teacher, study.teacher_images(images))
+    run = teacher_run(study, images)
     records.write(study.figures, [("teacher", run)])
     return run.result
 
 
+def teacher_run(study: Study, images: ImageData) -> Run:
+    """The study's teacher trained, returned as it was, or, where the study is not `fresh`, put back from beside its record.
+
+    Nothing is recorded: the teacher of a variant is not the study's.
+    """
+    own = study.teacher_images(images)
+    if not study.fresh:
+        training.put_back(study.teacher, own)
+    return training.train_teacher(study.teacher, own)
+
+
 def _teacher_logits(study: Study, images: ImageData) -> torch.Tensor:
-    """(N, C) for the test images. Nothing is recorded: the teacher of a variant is not the study's."""
-    run = training.train_teacher(study.teacher, study.teacher_images(images))
+    """(N, C) for the test images."""
+    run = teacher_run(study, images)
     return evaluation.predict(_on_device(study.teacher, run, images), images.test, images)
 
 
@@ -554,6 +565,8 @@ def _run_seed(
         elif run.finished or not study.recorded:
             found[student.arm] = student
             together.setdefault(repr(training.shared(student.config)), []).append(student.config)
+    if not study.fresh and any(config.taught for configs in together.values() for config in configs):
+        training.put_back(study.teacher, study.teacher_images(opened[study.first.data]))
     for configs in together.values():
         training.distill_all(configs, opened[configs[0].data], wait=wait)
     return [found[student.arm] for student in students if student.arm in found]

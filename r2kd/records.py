@@ -1,19 +1,24 @@
 """What is left of a finished run when its weights are gone: a row of figures/<data set>/<study>/records.csv, committed.
 
-A row is found by its address, in whichever study's records it stands; rows of several machines merge.
+A row is found by its address, in whichever study's records it stands; rows of several machines merge. Of a teacher that many
+students ask for, the weights may stand beside its row.
 """
 
 import io
+import lzma
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+import torch
 
-from . import files
+from . import ROOT, files
 from .runs import Run
 
 NAME = "records.csv"
+KEPT = ".pt.xz"
+_FLOATS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 2}]  # four bytes a number
 _NUMBERS = ("last_top1", "best_top1", "best_epoch", "last_loss")
 
 
@@ -43,6 +48,31 @@ def read(paths: Iterable[Path]) -> dict[str, dict]:
 def under(figures_root: str | Path) -> dict[str, dict]:
     """The rows of all studies under a folder of figures, by address."""
     return read(sorted(Path(figures_root).rglob(NAME)))
+
+
+def kept(run: Run) -> tuple[Run, dict] | None:
+    """(the record, the weights of the last epoch) of a run whose weights stand in the repository, <address>.pt.xz beside its record.
+
+    Raises ValueError, naming the file, where one of the two is damaged or missing.
+    """
+    path = next(iter(sorted((ROOT / "figures").rglob(f"{run.address}{KEPT}"))), None)
+    if path is None:
+        return None
+    try:
+        state = torch.load(io.BytesIO(lzma.decompress(path.read_bytes())), weights_only=True)["model"]
+        return Run(run.folder, read([path.parent / NAME])[run.address]), state
+    except Exception as error:  # of damaged files torch raises all kinds
+        why = files.first_line(error)
+        raise ValueError(
+            f"{path} does not hold what was written, or has no record beside it ({why}): take it from git"
+        ) from None
+
+
+def keep(run: Run, folder: Path) -> Path:
+    """Put the weights of a finished run's last epoch into a folder of records, compressed to what a repository can hold."""
+    path = folder / f"{run.address}{KEPT}"
+    files.write_atomically(path, lzma.compress(run.weights().read_bytes(), filters=_FLOATS))
+    return path
 
 
 def write(folder: Path, finished: Iterable[tuple[str, Run]]) -> Path:

@@ -57,7 +57,8 @@ class Run:
         wrong = [name for name, there in found.items() if there and self._stored(name) is None]
         if result := self._stored("result.json"):
             wrong += [] if found["config.json"] else ["config.json"]
-            wrong += [f"{which}.pt" for which in WEIGHTS if not self.weights(which).is_file()]
+            weights = {f"{which}.pt" for which in WEIGHTS} & set(result.get("files", _FILES))
+            wrong += sorted(name for name in weights if not (self.folder / name).is_file())
             wrong += [] if self._holds_metrics(result) else ["metrics.csv"]
         return wrong
 
@@ -202,15 +203,23 @@ class Run:
         self.set_aside("state.pt")
         return None
 
-    def finish(self, last: dict, best: dict, result: dict[str, Any]) -> None:
-        """Store the weights of the last and of the best epoch and the result; from here on the run is finished."""
-        weights = zip(WEIGHTS, (last, best), strict=True)
-        digests = {f"{which}.pt": write_torch(self.weights(which), {"model": state}) for which, state in weights}
+    def finish(self, last: dict, best: dict | None, result: dict[str, Any]) -> None:
+        """Store the weights of the last and, if they are there, of the best epoch and the result; from here on it is finished."""
+        weights = {which: state for which, state in zip(WEIGHTS, (last, best), strict=True) if state is not None}
+        digests = {
+            f"{which}.pt": write_torch(self.weights(which), {"model": state}) for which, state in weights.items()
+        }
         if (metrics := self.folder / "metrics.csv").is_file():
             digests["metrics.csv"] = files.sha256(metrics)
         stored = result | {"files": digests}
         write_json(self.folder / "result.json", stored | {"sha256": _seal(stored)})
         (self.folder / "state.pt").unlink(missing_ok=True)
+
+    def put_back(self, record: "Run", last: dict) -> None:
+        """Make a finished run of a record and the weights of its last epoch. For who has prepared it."""
+        write_json(self.folder / "environment.json", [{name: record.row[name] for name in MACHINE}])
+        write_table(self.folder / "metrics.csv", record.metrics)
+        self.finish(last, None, record.result | {"epochs": len(record.metrics)})
 
 
 RESULTS = ("last_top1", "best_top1", "best_epoch", "chosen_top1", "chosen_epoch", "validation_top1")

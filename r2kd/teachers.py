@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import acceleration, evaluation, experiments, models, pruning, robustness, stats, tested, training
+from . import acceleration, evaluation, experiments, models, pruning, robustness, stats, tested
 from .augmentation import augment
 from .batch import Batch, Teachers, epoch_batches
 from .config import CLEAN
@@ -80,7 +80,7 @@ def pruned_teachers(
 
     rows = {} if (study.fresh or run.finished) and not study.recorded else found(None)
     if len(rows) < len(about) and not study.recorded:
-        training.train_teacher(study.teacher, study.teacher_images(images))
+        experiments.teacher_run(study, images)
         rows = found(models.checkpoint_digest(run.weights()))
     table = []
     for address, tests in rows.items():

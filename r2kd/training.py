@@ -10,7 +10,7 @@ import sys
 import torch
 from torch import nn
 
-from . import acceleration, data, evaluation, files, models, runs
+from . import acceleration, data, evaluation, files, models, records, runs
 from .acceleration import resolve_device
 from .arm import Arm
 from .batch import Teachers
@@ -30,6 +30,21 @@ def train_teacher(config: TeacherConfig, images: ImageData | None = None, progre
     """
     images = open_data(config) if images is None else images
     return _given_teacher(config, images) if config.checkpoint else _train([config], images, progress)[0]
+
+
+def put_back(config: TeacherConfig, images: ImageData | None = None) -> None:
+    """Make a finished run of a teacher whose weights stand beside its record, so that nobody has to train it again.
+
+    Nothing happens where there are none, or the run is finished. Raises ValueError for a damaged file.
+    """
+    images = open_data(config) if images is None else images
+    run = config.run(images)
+
+    def make(_) -> None:
+        if (found := records.kept(run)) and not _prepared(config, run, images).finished:
+            run.put_back(*found)
+
+    files.in_turn(lambda: {} if run.finished else {run.folder: run}, make)
 
 
 def distill(config: DistillConfig, images: ImageData | None = None, progress: bool = True) -> Run:
@@ -68,10 +83,7 @@ def load_model(config: Config, run: Run, num_classes: int, which: str = "last") 
     Raises ValueError for weights that are not finite, as runs of before may have.
     """
     ensure_sound(config, run, which)
-    model = models.from_checkpoint(config.model, num_classes, run.weights(which))
-    if name := models.not_finite(model.state_dict()):
-        raise ValueError(f"{run.weights(which)} holds weights that are not finite, in {name}: they answer nothing")
-    return model
+    return models.from_checkpoint(config.model, num_classes, run.weights(which))
 
 
 def ensure_sound(config: Config, run: Run, which: str = "last") -> None:

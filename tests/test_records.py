@@ -1,6 +1,8 @@
 """What is left of a run when its weights are gone: its record."""
 
+import lzma
 import shutil
+from dataclasses import replace
 
 from r2kd import experiments, models, records, runs, stats, training
 
@@ -152,3 +154,56 @@ def test_two_temperatures_are_two_rows(tiny, tmp_path):
     table = stats.mean_interval(experiments.results_table(students), experiments.ARM, "last_top1")
     assert table["arm"].tolist() == ["KD, temperature 4", "KD, temperature 1"] and table["n"].tolist() == [2, 2]
     assert len({student.run.address for student in students}) == 4
+
+
+@pytest.fixture
+def kept(tiny, tmp_path, monkeypatch):
+    """The same clone, where the teacher's weights stand beside its record; the folder of both, and the run that it was."""
+    study, images = copied(tiny, tmp_path)
+    was = experiments.study("smoke", **tiny[0]).teacher.run(images)
+    records.write(study.figures, [("teacher", was)])
+    records.keep(was, study.figures)
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    return study, images, was
+
+
+def test_a_teacher_whose_weights_stand_beside_its_record_is_put_back_and_not_trained(kept):
+    study, images, was = kept
+    recorded = (study.figures / records.NAME).read_bytes()
+    run = experiments.teacher_run(study, images)
+    assert run.folder != was.folder and run.finished and run.row["state"] == "finished"
+    assert run.weights().read_bytes() == was.weights().read_bytes() and not run.weights("best").exists()
+    assert not (run.folder / "timing.csv").exists()  # it was not trained
+    assert run.result == was.result and run.metrics["test_top1"].tolist() == was.metrics["test_top1"].tolist()
+    again = [student.run for student in experiments.run_students(study, images)]
+    assert all((run.folder / "timing.csv").exists() for run in again)  # they were
+    assert (study.figures / records.NAME).read_bytes() == recorded  # and came out as recorded
+
+
+def test_a_fresh_study_trains_the_teacher_that_is_kept(kept):
+    study, images, was = kept
+    run = experiments.teacher_run(replace(study, fresh=True), images)
+    assert (run.folder / "timing.csv").exists() and run.weights().read_bytes() == was.weights().read_bytes()
+
+
+@pytest.mark.parametrize("what", ["cut", "another", "recordless"])
+def test_a_kept_teacher_that_is_damaged_is_named_in_a_line(kept, what):
+    study, images, _ = kept
+    (path,) = study.figures.glob(f"*{records.KEPT}")
+    if what == "recordless":
+        (study.figures / records.NAME).write_text("address,arm\nanother,KD\n")
+    else:
+        path.write_bytes(path.read_bytes()[:-100] if what == "cut" else lzma.compress(b"another"))
+    with pytest.raises(ValueError, match=rf"{path.name} .*take it from git$") as raised:
+        experiments.teacher_run(study, images)
+    assert "\n" not in str(raised.value) and not study.teacher.run(images).finished
+
+
+def test_the_kept_teachers_are_whole_and_small_enough_for_a_repository():
+    paths = sorted((records.ROOT / "figures").rglob(f"*{records.KEPT}"))
+    assert paths
+    for path in paths:
+        run = runs.Run(path.parent / path.name.removesuffix(records.KEPT))
+        record, state = records.kept(run)
+        assert path.stat().st_size < 2**20 and record.row["arm"] == "teacher" and models.not_finite(state) is None
+        models.create(record.row["model"], 100).load_state_dict(state)
