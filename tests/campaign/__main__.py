@@ -6,6 +6,7 @@ one line what is wrong, and the next start is right. All else is a failure, whic
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -23,7 +24,7 @@ from r2kd.progress import tqdm
 import torch
 
 from .children import Child, Ended, Moment
-from .subjects import ANSWER, SUBJECTS, Subject
+from .subjects import ANSWER, SUBJECTS, TRICKS, Subject
 
 PROCESSES = 8
 
@@ -128,12 +129,28 @@ class Campaign:
         except Failure as failure:
             raise Failure(f"{path.relative_to(folder)}: {how}\n{failure}") from None
 
+    def lied_to(self, subject: Subject, draws: random.Random, folder: Path) -> str:
+        """By a server; then it answers well."""
+        self.prepared(subject, folder)
+        tricks = [draws.choice(TRICKS) for _ in range(draws.randint(1, 6))]
+        (folder / "tricks.json").write_text(json.dumps(tricks))
+        try:
+            verdict = judge(start(subject, folder).ended(), self.expected[subject.name])
+            (folder / "tricks.json").unlink()
+            self.again(subject, folder)
+        except Failure as failure:
+            raise Failure(f"{', '.join(tricks)}\n{failure}") from None
+        return verdict
+
     def crowded(self, subject: Subject, draws: random.Random, folder: Path) -> str:
         self.prepared(subject, folder)
         children = [start(subject, folder) for _ in range(PROCESSES)]
         verdicts = [judge(ended, self.expected[subject.name]) for ended in [child.ended(600) for child in children]]
         if set(verdicts) != {"right"}:
             raise Failure("one of the processes is not right")
+        for path in folder.glob("runs/*/environment.json"):
+            if len(json.loads(path.read_text())) != 1:
+                raise Failure(f"{path.parent.name} was computed more than once")
         return "right"
 
 
@@ -160,12 +177,17 @@ DAMAGES: dict[str, Callable[[Path, random.Random], object]] = {
     "gone": lambda path, draws: path.unlink(),
 }
 
+WRITING = tuple(name for name in SUBJECTS if name not in ("checkpoint", "run_all"))
+RARE = 10  # how many rounds there are to one of what takes long
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {  # by name: the method, the subjects
-    "killed at a time": ("killed_at_a_time", ("training", "study", "figures", "figures-only", "cache")),
-    "killed at a write": ("killed_at_a_write", ("training", "study", "figures", "figures-only", "cache")),
-    "full disk": ("full_disk", ("training", "study", "figures", "figures-only", "cache")),
-    "damaged": ("damaged", tuple(SUBJECTS)),
-    "crowded": ("crowded", ("study", "cache")),
+    "killed at a time": ("killed_at_a_time", WRITING),
+    "killed at a write": ("killed_at_a_write", WRITING),
+    "full disk": ("full_disk", WRITING),
+    "damaged": ("damaged", tuple(name for name in SUBJECTS if name != "run_all")),
+    "lied to": ("lied_to", ("download",)),
+    "crowded": ("crowded", ("study", "cache", "download")),
+    "killed, with a kernel": ("killed_at_a_time", ("run_all",)),
+    "full disk, with a kernel": ("full_disk", ("run_all",)),
 }
 
 
@@ -174,7 +196,7 @@ def cases(campaign: Campaign, every_write: bool) -> Iterator[tuple[str, str, int
     number = 0
     while True:
         for kind, (_, subjects) in KINDS.items():
-            if kind == "crowded" and number % 10:
+            if number % RARE and (kind == "crowded" or "kernel" in kind):
                 continue
             for subject in subjects:
                 yield kind, subject, number
@@ -198,7 +220,7 @@ def main() -> int:
         campaign = Campaign(Path(root), options.seed)
         folder, started = Path(root) / "case", time.monotonic()
         if options.every_write:
-            for name in KINDS["killed at a write"][1]:
+            for name in WRITING:
                 for count in tqdm(range(1, campaign.writes[name] + 1), desc=f"{name}, every write", disable=False):
                     for what in ("kill", "half", "full"):
                         _try(

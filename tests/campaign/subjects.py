@@ -3,14 +3,18 @@
 import contextlib
 import hashlib
 import io
+import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Event, Thread
 
 import r2kd.__main__
 import run_all
-from r2kd import data, experiments, figures, models, runs
+from r2kd import data, downloads, experiments, figures, files, models, runs
 
 import numpy as np
 import pandas as pd
@@ -19,6 +23,7 @@ from PIL import Image
 
 TINY = {"train_images": 64, "test_images": 50, "epochs": 2, "image_size": 16, "device": "cpu"}
 ANSWER = "answer "
+BODY = bytes(range(256)) * 2000  # of a download
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,14 @@ def train(folder: Path) -> int:
 
 def _trained(folder: Path) -> str:
     parts = []
-    for path in sorted((folder / "runs").glob("*/result.json")):
-        if ".damaged" in str(path):
+    for path in sorted((folder / "runs").glob("[!.]*")):
+        if files.is_aside(path):
             continue
-        run = runs.Run(path.parent)
+        run = runs.Run(path)
         for which in ("last", "best"):
             state = models.read_checkpoint(run.weights(which))
             parts += [value.numpy().tobytes() for value in state.values()]
-        numbers = {name: value for name, value in run.result.items() if name not in ("seconds", "digests")}
+        numbers = {name: value for name, value in run.result.items() if name != "seconds"}
         parts += [run.metrics.to_csv(index=False).encode(), repr(sorted(numbers.items())).encode()]
     return f"{len(parts)} {digest(*parts)}"
 
@@ -165,6 +170,67 @@ def _checkpoint(folder: Path) -> None:
     torch.save({"model": models.create("resnet8", 10).state_dict()}, folder / "student.pt")
 
 
+@said
+def download(folder: Path) -> str:
+    """A file from a server that answers as tricks.json says, one a request, and then well."""
+    tricks = folder / "tricks.json"
+    downloads.WAITS, downloads.TIMEOUT = (0, 0, 0), 1
+    os.environ["no_proxy"] = "127.0.0.1"
+    with _server(json.loads(tricks.read_text()) if tricks.exists() else []) as url:
+        size, md5 = len(BODY), hashlib.md5(BODY).hexdigest()
+        downloads.fetch(url, folder / "file", at_least=size, at_most=size, md5=md5)
+    return digest((folder / "file").read_bytes())
+
+
+def notebook(folder: Path) -> int:
+    """run_all with one notebook, in a kernel of its own."""
+    options = {"profile": "smoke", "only": "02", "seeds": 1, "arms": "ce; kd", "corruptions": "none", "attacks": "none"}
+    options |= TINY | {"runs-root": folder / "runs", "figures-root": folder / "figures"}
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = run_all.main([f"--{name.replace('_', '-')}={value}" for name, value in options.items()])
+    return code or said(_drawn)(folder)
+
+
+TRICKS = ("cut", "stall", "another", "longer", "shorter", "no ranges", "404", "503", "hang up")
+
+
+@contextlib.contextmanager
+def _server(tricks: list[str]) -> Iterator[str]:
+    over = Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            trick = tricks.pop(0) if tricks else ""
+            if trick == "hang up":
+                return
+            if trick.isdigit():
+                return self.send_error(int(trick))
+            asked = (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").removesuffix("-")
+            start = 0 if trick == "no ranges" else int(asked)
+            if start >= len(BODY):
+                return self.send_error(416)
+            body = {"another": BODY[::-1], "longer": BODY * 2, "shorter": BODY[:-1]}.get(trick, BODY)
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            self.send_header("Content-Length", str(len(body) - start))
+            self.end_headers()
+            self.wfile.write(body[start:][: 300_000 if trick in ("cut", "stall") else None])
+            if trick == "stall":
+                over.wait(10)
+
+        def log_message(self, *_) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        http.handle_error = lambda *_: None  # a client that has had enough hangs up
+        Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{http.server_port}/file"
+        finally:
+            over.set()
+            http.shutdown()
+
+
 SUBJECTS = {
     subject.name: subject
     for subject in (
@@ -174,5 +240,7 @@ SUBJECTS = {
         Subject("figures-only", redraw, _tables),
         Subject("cache", load, _pictures),
         Subject("checkpoint", evaluate, _checkpoint),
+        Subject("download", download),
+        Subject("run_all", notebook),
     )
 }
