@@ -1,11 +1,11 @@
-"""python -m tests.campaign --seed N --minutes M: what the package computes while it is killed, cut short, damaged and crowded.
+"""python -m tests.campaign --seed N --minutes M: the package's work while it is killed, cut short, damaged, lied to and crowded.
 
-Kinds: killed, at a random time, and at every write; full, the disk from any write on; damaged, any file of what is finished;
-crowded, eight processes at once. A case is right where its numbers are those of the undisturbed work, or where it says in
-one line what is wrong, and the next start is right. All else is a failure, which --kind and --case replay.
+A case is right where its numbers are those of the undisturbed work; or where it says in a line what is wrong, and the next
+start is right. All else is a failure: a wrong number, a traceback, silence, a hang. A failure is printed with the options that replay it.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -24,13 +25,24 @@ from r2kd.progress import tqdm
 import torch
 
 from .children import Child, Ended, Moment
+from .damage import DAMAGES
 from .subjects import ANSWER, SUBJECTS, TRICKS, Subject
 
-PROCESSES = 8
+PROCESSES = 8  # of a crowd
+RARE = 10  # rounds to one of what takes long
 
 
 class Failure(Exception):
     """A case that is not right: what was seen."""
+
+
+class Undisturbed(NamedTuple):
+    """A subject's work in peace: its folder, answer, number of writes and seconds."""
+
+    folder: Path
+    answer: str
+    writes: int
+    seconds: float
 
 
 def start(subject: Subject, folder: Path, moment: Moment | None = None) -> Child:
@@ -43,99 +55,92 @@ def answer(ended: Ended) -> str | None:
 
 
 def judge(ended: Ended, expected: str) -> str:
-    """ "right" or "said"; raises Failure for a wrong number, a traceback, silence or a hang."""
+    """ "right" or "said". Raises Failure for anything else."""
     told = ended.said.strip()
     shown = f"exit {ended.code}, {ended.seconds:.1f} s\n{ended.out[-300:]}\n{told[-1500:]}"
     if ended.code is None:
         raise Failure(f"it hangs: {shown}")
     if "Traceback" in told:
         raise Failure(f"a traceback: {shown}")
-    if ended.code == 0:
-        if answer(ended) != expected:
-            raise Failure(f"a wrong number, not {expected}: {shown}")
-        return "right"
-    if not told or ended.killed:
+    if ended.code == 0 and answer(ended) != expected:
+        raise Failure(f"a wrong number, not {expected}: {shown}")
+    if ended.code and (not told or ended.killed):
         raise Failure(f"it says nothing: {shown}")
-    return "said"
+    return "said" if ended.code else "right"
 
 
 class Campaign:
-    """Prepared folders and undisturbed answers of every subject, made once; cases draw from generators of their own."""
+    """Cases in folders under `root`; what they draw is of `seed` and of their own number."""
 
     def __init__(self, root: Path, seed: int) -> None:
         self.root, self.seed = root, seed
-        self.expected: dict[str, str] = {}
-        self.writes: dict[str, int] = {}
-        self.seconds: dict[str, float] = {}
-        for name, subject in tqdm(SUBJECTS.items(), desc="undisturbed", disable=False):
-            folder = self.prepared(subject, self.root / f"{name}-finished")
+        self.known: dict[str, Undisturbed] = {}
+
+    def undisturbed(self, subject: Subject) -> Undisturbed:
+        if subject.name not in self.known:
+            folder = self.prepared(subject, self.root / f"{subject.name}-finished")
             ended = start(subject, folder, Moment(folder, 0, "count")).ended()
             if ended.code:
-                raise SystemExit(f"campaign: {name} fails undisturbed: {ended.said}")
-            self.expected[name] = answer(ended)
-            self.writes[name], self.seconds[name] = ended.writes, ended.seconds
+                raise SystemExit(f"campaign: {subject.name} fails undisturbed: {ended.said}")
+            self.known[subject.name] = Undisturbed(folder, answer(ended), ended.writes, ended.seconds)
+        return self.known[subject.name]
 
     def prepared(self, subject: Subject, folder: Path) -> Path:
         """A folder where the subject has not been at work."""
         folder.mkdir(parents=True)
-        code = Child(lambda: subject.prepare(folder)).start().ended().code
-        if code:
+        if Child(lambda: subject.prepare(folder)).start().ended().code:
             raise SystemExit(f"campaign: {subject.name} cannot be prepared")
         return folder
 
-    def finished(self, subject: Subject, folder: Path) -> Path:
-        """A copy of the folder where its work is done."""
-        shutil.copytree(self.root / f"{subject.name}-finished", folder, symlinks=True)
-        return folder
+    def judged(self, subject: Subject, folder: Path, moment: Moment | None = None) -> str:
+        return judge(start(subject, folder, moment).ended(), self.undisturbed(subject).answer)
 
     def again(self, subject: Subject, folder: Path) -> None:
-        """After what has happened the next start is right."""
-        if judge(start(subject, folder).ended(), self.expected[subject.name]) != "right":
+        if self.judged(subject, folder) != "right":
             raise Failure("the next start is not right")
 
-    def killed_at_a_time(self, subject: Subject, draws: random.Random, folder: Path) -> str:
+    def killed(self, subject: Subject, draws: random.Random, folder: Path) -> str:
+        """One to three times, at random times."""
+        seconds = self.undisturbed(subject).seconds
         self.prepared(subject, folder)
         for _ in range(draws.randint(1, 3)):
             child = start(subject, folder)
-            time.sleep(draws.random() * self.seconds[subject.name])
+            time.sleep(draws.random() * seconds)
             os.kill(child.pid, 9)
             child.ended()
         self.again(subject, folder)
         return "right"
 
-    def killed_at_a_write(self, subject: Subject, draws: random.Random, folder: Path) -> str:
-        return self.at_write(
-            subject, draws.randint(1, self.writes[subject.name]), draws.choice(("kill", "half")), folder
-        )
-
-    def full_disk(self, subject: Subject, draws: random.Random, folder: Path) -> str:
-        return self.at_write(subject, draws.randint(1, self.writes[subject.name]), "full", folder)
+    def full(self, subject: Subject, draws: random.Random, folder: Path) -> str:
+        """The disk, from a random write on."""
+        return self.at_write(subject, draws.randint(1, self.undisturbed(subject).writes), "full", folder)
 
     def at_write(self, subject: Subject, count: int, what: str, folder: Path) -> str:
-        """Disturbed at its write of this number; then it is right."""
+        """Disturbed at its write of this number."""
         self.prepared(subject, folder)
         ended = start(subject, folder, Moment(folder, count, what)).ended()
-        verdict = "right" if ended.killed else judge(ended, self.expected[subject.name])
+        verdict = "right" if ended.killed else judge(ended, self.undisturbed(subject).answer)
         self.again(subject, folder)
         return verdict
 
     def damaged(self, subject: Subject, draws: random.Random, folder: Path) -> str:
-        self.finished(subject, folder)
-        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
-        path, how = draws.choice(files), draws.choice(list(DAMAGES))
+        """A file of what is finished; no picture, as a changed one is another data set."""
+        shutil.copytree(self.undisturbed(subject).folder, folder)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".lock", ".jpg"))
+        path, how = draws.choice(paths), draws.choice(list(DAMAGES))
         DAMAGES[how](path, draws)
         try:
-            return judge(start(subject, folder).ended(), self.expected[subject.name])
+            return self.judged(subject, folder)
         except Failure as failure:
             raise Failure(f"{path.relative_to(folder)}: {how}\n{failure}") from None
 
     def lied_to(self, subject: Subject, draws: random.Random, folder: Path) -> str:
-        """By a server; then it answers well."""
+        """By a server, one to six times."""
         self.prepared(subject, folder)
         tricks = [draws.choice(TRICKS) for _ in range(draws.randint(1, 6))]
         (folder / "tricks.json").write_text(json.dumps(tricks))
         try:
-            verdict = judge(start(subject, folder).ended(), self.expected[subject.name])
+            verdict = self.judged(subject, folder)
             (folder / "tricks.json").unlink()
             self.again(subject, folder)
         except Failure as failure:
@@ -143,9 +148,11 @@ class Campaign:
         return verdict
 
     def crowded(self, subject: Subject, draws: random.Random, folder: Path) -> str:
+        """Several processes at once: all are right, and no run is computed twice."""
+        expected = self.undisturbed(subject).answer
         self.prepared(subject, folder)
         children = [start(subject, folder) for _ in range(PROCESSES)]
-        verdicts = [judge(ended, self.expected[subject.name]) for ended in [child.ended(600) for child in children]]
+        verdicts = [judge(ended, expected) for ended in [child.ended(600) for child in children]]
         if set(verdicts) != {"right"}:
             raise Failure("one of the processes is not right")
         for path in folder.glob("runs/*/environment.json"):
@@ -154,128 +161,75 @@ class Campaign:
         return "right"
 
 
-def _flip(path: Path, draws: random.Random) -> None:
-    content = bytearray(path.read_bytes())
-    if content:
-        content[draws.randrange(len(content))] ^= 1 << draws.randrange(8)
-    path.write_bytes(content)
-
-
-def _folder(path: Path, draws: random.Random) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-DAMAGES: dict[str, Callable[[Path, random.Random], object]] = {
-    "a flipped bit": _flip,
-    "cut short": lambda path, draws: path.write_bytes(path.read_bytes()[: draws.randrange(path.stat().st_size + 1)]),
-    "empty": lambda path, draws: path.write_bytes(b""),
-    "zeros": lambda path, draws: path.write_bytes(bytes(path.stat().st_size)),
-    "noise": lambda path, draws: path.write_bytes(draws.randbytes(200)),
-    "another kind": lambda path, draws: path.write_bytes(b"[1, 2, 3]\n"),
-    "a folder in its place": _folder,
-    "gone": lambda path, draws: path.unlink(),
-}
-
 WRITING = tuple(name for name in SUBJECTS if name not in ("checkpoint", "run_all"))
-RARE = 10  # how many rounds there are to one of what takes long
-KINDS: dict[str, tuple[str, tuple[str, ...]]] = {  # by name: the method, the subjects
-    "killed at a time": ("killed_at_a_time", WRITING),
-    "killed at a write": ("killed_at_a_write", WRITING),
-    "full disk": ("full_disk", WRITING),
-    "damaged": ("damaged", tuple(name for name in SUBJECTS if name != "run_all")),
-    "lied to": ("lied_to", ("download",)),
-    "crowded": ("crowded", ("study", "cache", "download")),
-    "killed, with a kernel": ("killed_at_a_time", ("run_all",)),
-    "full disk, with a kernel": ("full_disk", ("run_all",)),
+EVERY_WRITE = {"killed at every write": "kill", "cut off in every write": "half", "full from every write": "full"}
+KINDS: dict[str, tuple[Callable, tuple[str, ...]]] = {  # by name: what is done, to which subjects
+    "killed": (Campaign.killed, WRITING),
+    "full": (Campaign.full, WRITING),
+    "damaged": (Campaign.damaged, (*WRITING, "checkpoint")),
+    "lied to": (Campaign.lied_to, ("download",)),
+    "crowded": (Campaign.crowded, ("study", "cache", "download")),
+    "killed, with a kernel": (Campaign.killed, ("run_all",)),
+    "full, with a kernel": (Campaign.full, ("run_all",)),
 }
 
 
-def cases(campaign: Campaign, every_write: bool) -> Iterator[tuple[str, str, int]]:
-    """(kind, subject, number) without end, kind after kind; first, where asked for, every write of every subject."""
-    number = 0
-    while True:
-        for kind, (_, subjects) in KINDS.items():
-            if number % RARE and (kind == "crowded" or "kernel" in kind):
-                continue
-            for subject in subjects:
-                yield kind, subject, number
-        number += 1
+def cases(campaign: Campaign, kinds: list[str], subjects: list[str]) -> Iterator[tuple[str, str, int]]:
+    """(kind, subject, number): first every write of every subject, where that is asked for; then round after round without end."""
+    for kind in [kind for kind in EVERY_WRITE if kind in kinds]:
+        for name in [name for name in WRITING if name in subjects]:
+            for count in range(1, campaign.undisturbed(SUBJECTS[name]).writes + 1):
+                yield kind, name, count
+    drawn = [kind for kind in KINDS if kind in kinds]
+    for number in itertools.count() if drawn else ():
+        for kind in drawn:
+            if number % RARE == 0 or not (kind == "crowded" or "kernel" in kind):
+                yield from ((kind, name, number) for name in KINDS[kind][1] if name in subjects)
+
+
+def run(campaign: Campaign, kind: str, name: str, number: int) -> str:
+    """The verdict of a case. Raises Failure."""
+    folder, subject = campaign.root / "case", SUBJECTS[name]
+    try:
+        if kind in EVERY_WRITE:
+            return campaign.at_write(subject, number, EVERY_WRITE[kind], folder)
+        draws = random.Random(f"{campaign.seed} {kind} {name} {number}")
+        return KINDS[kind][0](campaign, subject, draws, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> int:
     top = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__, allow_abbrev=False)
     top.add_argument("--seed", type=int, default=0)
-    top.add_argument("--minutes", type=float, default=10)
-    top.add_argument("--rounds", type=int, help="in place of minutes")
-    top.add_argument("--every-write", action="store_true", help="kill at each write of each subject, twice; then go on")
-    top.add_argument("--kind", choices=KINDS, help="with --subject and --case: one case again")
-    top.add_argument("--subject", choices=SUBJECTS)
-    top.add_argument("--case", type=int)
+    top.add_argument("--minutes", type=float, default=10, help="[10]")
+    top.add_argument("--rounds", type=int, help="at most so many")
+    top.add_argument("--kind", nargs="+", choices=[*EVERY_WRITE, *KINDS], default=list(KINDS), help="[those that draw]")
+    top.add_argument("--subject", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="[all]")
+    top.add_argument("--case", type=int, help="this number alone")
     options = top.parse_args()
     torch.set_num_threads(1)
     counts: Counter[tuple[str, str]] = Counter()
-    failures = []
-    with tempfile.TemporaryDirectory() as root:
+    failures: list[str] = []
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
         campaign = Campaign(Path(root), options.seed)
-        folder, started = Path(root) / "case", time.monotonic()
-        if options.every_write:
-            for name in WRITING:
-                for count in tqdm(range(1, campaign.writes[name] + 1), desc=f"{name}, every write", disable=False):
-                    for what in ("kill", "half", "full"):
-                        _try(
-                            counts,
-                            failures,
-                            f"{what} at every write",
-                            name,
-                            count,
-                            folder,
-                            lambda n=name, c=count, w=what: campaign.at_write(SUBJECTS[n], c, w, folder),
-                        )
-        with tqdm(desc="cases", disable=False) as bar:
-            for kind, name, number in cases(campaign, options.every_write):
-                if options.case is not None and (kind, name, number) != (options.kind, options.subject, options.case):
-                    if number > options.case:
-                        break
-                    continue
-                over = (
-                    number >= options.rounds
-                    if options.rounds is not None
-                    else time.monotonic() - started > 60 * options.minutes
-                )
-                if over:
-                    break
-                method = getattr(campaign, KINDS[kind][0])
-                draws = random.Random(f"{options.seed} {kind} {name} {number}")
-                _try(
-                    counts,
-                    failures,
-                    kind,
-                    name,
-                    number,
-                    folder,
-                    lambda m=method, n=name, d=draws: m(SUBJECTS[n], d, folder),
-                )
-                bar.update()
-    print(f"seed {options.seed}")
+        for kind, name, number in tqdm(cases(campaign, options.kind, options.subject), unit="case", disable=False):
+            over = options.rounds is not None and kind in KINDS and number >= options.rounds
+            if over or time.monotonic() - started > 60 * options.minutes or number > (options.case or number):
+                break
+            if options.case not in (None, number):
+                continue
+            try:
+                counts[kind, run(campaign, kind, name, number)] += 1
+            except Failure as failure:
+                counts[kind, "failed"] += 1
+                failures.append(f'--seed {options.seed} --kind "{kind}" --subject {name} --case {number}: {failure}')
+                print(f"\n{failures[-1]}\n", flush=True)
     for (kind, verdict), count in sorted(counts.items()):
         print(f"{kind:24} {verdict:8} {count}")
-    for failure in failures:
-        print(f"\n{failure}")
+    print(f"seed {options.seed}: {sum(counts.values())} cases, {len(failures)} failed")
     return 1 if failures else 0
-
-
-def _try(
-    counts: Counter, failures: list[str], kind: str, name: str, number: int, folder: Path, case: Callable[[], str]
-) -> None:
-    try:
-        counts[kind, case()] += 1
-    except Failure as failure:
-        counts[kind, "failed"] += 1
-        failures.append(f'--kind "{kind}" --subject {name} --case {number}: {failure}')
-        print(f"\n{failures[-1]}", flush=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def _pictures(folder: Path) -> None:
             place.mkdir(parents=True)
             for i in range(count):
                 picture = Image.fromarray(draws.integers(0, 256, (16, 16, 3), dtype=np.uint8))
-                picture.save(place / f"{i}.{'png' if i % 2 else 'jpg'}")
+                picture.save(place / f"{i}.jpg")
 
 
 @said
