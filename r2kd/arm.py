@@ -154,8 +154,6 @@ class Arm:
         Best is the epoch of the highest accuracy on the validation images where there are some, else, as released, on the test
         images, of those after which they are looked at.
         """
-        if not self.images:
-            raise ValueError(f"{self.run.address} has no batch to train on: BatchNorm needs two images at least")
         loss, ce, distance, hits = (self.sums / self.images).tolist()
         self._check_finite(f"the loss (cross-entropy {ce:.4g}, distance {distance:.4g})", loss)
         if name := models.not_finite(self.model.state_dict()):

@@ -329,25 +329,19 @@ def delete_unfinished(root: str | Path | None = None) -> list[str]:
     It leaves a run that another process has in work, and what was set aside or damaged after it was finished.
     """
     deleted = []
-    for folder in _folders(root):
+    for folder in [path for path in _folders(root) if files.is_aside(path) or not Run(path).finished]:
         with files.alone(folder, wait=False) as ours:
-            if Run(folder).finished and not files.is_aside(folder):
-                continue
             if not ours:
                 print(f"{folder.name} is left: another process is at it", file=sys.stderr)
-            elif (
-                files.is_aside(folder)
-                or (folder / "result.json").exists()
-                or any(map(files.is_aside, folder.iterdir()))
-            ):
-                print(
-                    f"{folder} is left: it is damaged, not unfinished; look at it, and delete it by hand",
-                    file=sys.stderr,
-                )
+                continue
+            aside = files.is_aside(folder) or any(map(files.is_aside, folder.iterdir()))
+            if aside or (folder / "result.json").exists():
+                if aside or not Run(folder).finished:  # else its process has just finished it
+                    print(f"{folder} is left: it is damaged, not unfinished; delete it by hand", file=sys.stderr)
             else:
                 shutil.rmtree(folder)
-                files.forget(folder)
                 deleted.append(folder.name)
+            files.forget(folder)
     return deleted
 
 

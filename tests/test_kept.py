@@ -303,7 +303,7 @@ def test_a_teacher_of_weights_that_are_not_finite_is_refused_by_its_name(kept, i
     torch.save(weights | {"fc.bias": torch.full((10,), float("nan"))}, tmp_path / "broken.pth")
     given = TeacherConfig.of("resnet8", checkpoint=str(tmp_path / "broken.pth"), **SMALL, runs_root=str(tmp_path))
     student = DistillConfig.of("resnet8", teacher=given, method="kd", **SMALL, runs_root=str(tmp_path))
-    with pytest.raises(ValueError, match=r"broken\.pth.* not finite"):
+    with pytest.raises(ValueError, match=r"broken\.pth holds NaN: 10 of"):
         training.distill(student, images, progress=False)
     assert not given.run(images).finished
 
@@ -314,17 +314,8 @@ def test_a_teacher_of_weights_that_are_not_finite_is_refused_by_its_name(kept, i
     (run.folder / "result.json").write_text(json.dumps(result))
     torch.save({"model": weights | {"bn1.running_mean": torch.full((16,), float("inf"))}}, run.weights())
     taught = DistillConfig.of("resnet8", teacher=config, method="kd", **SMALL, runs_root=str(tmp_path))
-    with pytest.raises(
-        ValueError, match=rf"{run.address}.*last\.pt holds weights that are not finite, in bn1\.running_mean"
-    ):
+    with pytest.raises(ValueError, match=rf"{run.address}.*last\.pt holds infinite values: 16 of"):
         training.distill(taught, images, progress=False)
-
-
-def test_a_single_training_image_is_no_matter_of_the_learning_rate(images, tmp_path):
-    config = TeacherConfig.of("resnet8", **SMALL | {"train_images": 1}, runs_root=str(tmp_path))
-    with pytest.raises(ValueError, match="no batch to train on") as raised:
-        train(config, training.open_data(config))
-    assert "learning rate" not in str(raised.value)
 
 
 def test_a_resume_under_another_number_of_threads_says_so_and_each_start_has_its_line(cut, images, capsys, monkeypatch):
@@ -471,10 +462,10 @@ def at_once(processes: int, root: Path, seeds: int) -> list[str]:
 
 
 def written(root: Path) -> dict[str, bytes]:
-    """The tables and weights of a study, without what tells the time."""
+    """The tables and weights of a study, without what tells the time and the state of the clone."""
     told = {path.relative_to(root): path.read_bytes() for name in NUMBERS for path in root.rglob(name)}
     for path in root.rglob("*records.csv"):
-        table = pd.read_csv(path).drop(columns=["seconds", "started"], errors="ignore")
+        table = pd.read_csv(path).drop(columns=["seconds", "started", "commit"], errors="ignore")
         told[path.relative_to(root)] = table.to_csv().encode()
     return told
 

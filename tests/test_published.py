@@ -150,7 +150,7 @@ def test_a_mistyped_root_is_an_error_in_a_line(tmp_path, monkeypatch, capsys):
     assert published.folder_of(tmp_path / "new", may_be_new=True) == tmp_path / "new"
     assert published.folder_of(tmp_path) == tmp_path
     assert published.folder_of(None, str(tmp_path)) == tmp_path / "r2kd-published"
-    assert run_all.main(["--only", "05", "--published-root", str(tmp_path / "mistyped")]) == 1
+    assert run_all.main(["--only", "05", "--published-root", str(tmp_path / "mistyped")]) == 2
     assert f"run_all: there is no folder {tmp_path}/mistyped" in capsys.readouterr().err
 
 

@@ -210,7 +210,7 @@ def test_option_prefixes_and_empty_strings_are_refused_in_a_line(arguments, caps
         (["--teacher-checkpoint", "nowhere"], "no checkpoint at"),
         (["--set", "runs_root= "], "runs_root is empty"),
         (["--set", "dataset="], "dataset is empty"),
-        (["--published-root", "nowhere"], "no folder of published students at"),
+        (["--published-root", "nowhere"], "of published files: mistyped"),
     ],
 )
 def test_what_is_not_there_is_said(arguments, said, capsys):
