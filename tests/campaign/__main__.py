@@ -206,7 +206,7 @@ def main() -> int:
     top.add_argument("--rounds", type=int, help="at most so many")
     top.add_argument("--kind", nargs="+", choices=[*EVERY_WRITE, *KINDS], default=list(KINDS), help="[those that draw]")
     top.add_argument("--subject", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="[all]")
-    top.add_argument("--case", type=int, help="this number alone")
+    top.add_argument("--case", type=int, help="this number alone, of one kind and subject")
     options = top.parse_args()
     torch.set_num_threads(1)
     counts: Counter[tuple[str, str]] = Counter()
@@ -216,7 +216,8 @@ def main() -> int:
         campaign = Campaign(Path(root), options.seed)
         for kind, name, number in tqdm(cases(campaign, options.kind, options.subject), unit="case", disable=False):
             over = options.rounds is not None and kind in KINDS and number >= options.rounds
-            if over or time.monotonic() - started > 60 * options.minutes or number > (options.case or number):
+            past = options.case is not None and number > options.case
+            if over or past or time.monotonic() - started > 60 * options.minutes:
                 break
             if options.case not in (None, number):
                 continue
