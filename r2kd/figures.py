@@ -185,7 +185,7 @@ def _within_percent(axes: Axes) -> None:
 def _dots(axes: Axes, table: pd.DataFrame, value: str, xlabel: str) -> None:
     """One row an arm, first on top: the mean and its interval; filled where the pruned teacher takes part."""
     rows = np.arange(len(table))[::-1]
-    styles = dict(zip(dict.fromkeys(table["method"]), cycle(METHODS), strict=False))
+    styles = dict(zip(sorted(set(table["method"])), cycle(METHODS), strict=False))  # the same in all figures of a study
     for row, (_, arm) in zip(rows, table.iterrows(), strict=True):
         marker, colour = styles[arm["method"]][0], COLOURS[styles[arm["method"]][1]]
         half_width = arm["half_width"] if pd.notna(arm["half_width"]) else 0
