@@ -337,7 +337,10 @@ def delete_unfinished(root: str | Path | None = None) -> list[str]:
             aside = files.is_aside(folder) or any(map(files.is_aside, folder.iterdir()))
             if aside or (folder / "result.json").exists():
                 if aside or not Run(folder).finished:  # else its process has just finished it
-                    print(f"{folder} is left: it is damaged, not unfinished; delete it by hand", file=sys.stderr)
+                    print(
+                        f"{folder} is left: it is damaged, not unfinished; look at it, and delete it by hand",
+                        file=sys.stderr,
+                    )
             else:
                 shutil.rmtree(folder)
                 deleted.append(folder.name)

@@ -60,7 +60,16 @@ def test_the_row_of_the_readmes_command_is_in_the_records():
     config = __main__.distill_config(options)
     rows = pd.read_csv(STUDY / "records.csv")
     (row,) = rows[(rows["arm"] == "R2KD, released") & (rows["seed"] == 0)].to_dict("records")
-    named = ("epochs", "train_images", "validation_images", "precision", "tested_from", "learning_rate", "method", "view")
+    named = (
+        "epochs",
+        "train_images",
+        "validation_images",
+        "precision",
+        "tested_from",
+        "learning_rate",
+        "method",
+        "view",
+    )
     named += ("pruning_rate", "teacher", "teacher.train_images", "teacher.validation_images", "teacher.epochs")
     for name in named:
         asked = config.precision if name == "precision" else config.settings()[name]
