@@ -89,11 +89,14 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """A row for each whole epoch; of a record epoch and test_top1 alone."""
+        """A row for each whole epoch; of a record epoch and test_top1 alone. Raises ValueError for a damaged file."""
         if self.record is not None:
             curve = [float(value) for value in self.record["curve"].split()]
             return pd.DataFrame({"epoch": range(1, len(curve) + 1), "test_top1": curve})
-        return pd.read_csv(self.folder / "metrics.csv")
+        path, result = self.folder / "metrics.csv", self._stored("result.json")
+        if result and not self._holds_metrics(result):
+            raise ValueError(f"{path} does not hold what was written; asked for again, the run makes it anew")
+        return pd.read_csv(path)
 
     @property
     def row(self) -> dict[str, Any]:

@@ -211,6 +211,9 @@ def test_a_number_changed_in_the_result_or_the_metrics_is_noticed(copy, images, 
         digit = next(i for i, letter in enumerate(text) if letter in "3456")
         path.write_text(f"{text[:digit]}7{text[digit + 1 :]}")
         assert not run.finished and name in run.damaged
+        if name == "metrics.csv":
+            with pytest.raises(ValueError, match=r"metrics\.csv does not hold what was written"):
+                _ = run.metrics
         assert same(train(config, images), kept[1])
 
 
