@@ -209,6 +209,7 @@ def main() -> int:
     top.add_argument("--case", type=int, help="this number alone, of one kind and subject")
     options = top.parse_args()
     torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # a thread of the bar's could hold its lock when a child is forked
     counts: Counter[tuple[str, str]] = Counter()
     failures: list[str] = []
     started = time.monotonic()

@@ -1,5 +1,6 @@
 """A child process that can be killed, or find its disk full, at any of its writes; and what came of it."""
 
+import faulthandler
 import os
 import resource
 import signal
@@ -13,6 +14,7 @@ from threading import Thread
 
 EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+HANGS = 120  # seconds
 FEW = 100  # bytes that can still be written to a file once the disk is full
 
 
@@ -69,7 +71,7 @@ class Child:
             reader.start()
         return self
 
-    def ended(self, within: float = 120) -> Ended:
+    def ended(self, within: float = HANGS) -> Ended:
         """Wait for it; after so many seconds it is stopped."""
         code, deadline = None, self.started + within
         while time.monotonic() < deadline:
@@ -93,7 +95,8 @@ class Child:
         try:
             for (_, end), number in zip(self.pipes, (1, 2), strict=True):
                 os.dup2(end, number)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+            faulthandler.dump_traceback_later(HANGS - 10)  # where it is, if it hangs
             counted = _watch(self.moment) if self.moment else []
             code = self.work() or 0
             if self.moment and self.moment.what == "count":
