@@ -565,7 +565,7 @@ def _run_seed(
         elif run.finished or not study.recorded:
             found[student.arm] = student
             together.setdefault(repr(training.shared(student.config)), []).append(student.config)
-    if not study.fresh and any(config.taught for configs in together.values() for config in configs):
+    if not study.fresh and any(s.config.taught and not s.run.finished for s in found.values() if s.run.source == "run"):
         training.put_back(study.teacher, study.teacher_images(opened[study.first.data]))
     for configs in together.values():
         training.distill_all(configs, opened[configs[0].data], wait=wait)

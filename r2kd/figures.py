@@ -71,8 +71,8 @@ def redraw(path: str | Path) -> Figure:
             figure = draw(path.stem, table)
             content = _png(figure)
         except Exception as error:  # whatever the table of something else leads to
-            said = (str(error).splitlines() or [""])[0]
-            raise ValueError(f"{path} is not the table of this figure: {type(error).__name__}: {said}") from error
+            said = f"{type(error).__name__}: {files.first_line(error)}"
+            raise ValueError(f"{path} is not the table of this figure: {said}") from error
         files.write_atomically(path.with_suffix(".png"), content)
     return figure
 

@@ -103,8 +103,8 @@ class Run:
         """All that is known of a run: address, state, every setting, results, machine, commit."""
         if self.record is not None:
             return dict(self.record)
-        wrong = self.damaged
-        state = "finished" if self.finished else f"unfinished, {self._epochs} epochs"
+        wrong, finished = self.damaged, self.finished
+        state = "finished" if finished else f"unfinished, {self._epochs} epochs"
         state = f"damaged: {', '.join(wrong)}" if wrong else state
         settings = _flat({name: value for name, value in self.config.items() if name != "acts"})
         settings = {
@@ -113,7 +113,7 @@ class Run:
         for name in settings.keys() & _PATHS:  # a record goes to where others read it
             settings[name] = Path(settings[name]).name
         row = {"address": self.address, "state": state} | settings
-        if self.finished:
+        if finished:
             row |= self.result | {
                 "curve": " ".join(map(repr, self.metrics["test_top1"].tolist())) if self._epochs else ""
             }
