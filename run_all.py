@@ -17,7 +17,7 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-from r2kd import ROOT, figures, files, tables
+from r2kd import ROOT, figures, files, gallery, tables
 from r2kd.parts import Data, Design, Machine, Pruning, Recipe, Tests
 
 import pandas as pd
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--profile", default="quick", help="smoke, quick, small or paper [quick]")
     top.add_argument("--only", metavar="01,03", help="only these notebooks [all; quick: 01,02,03]")
     top.add_argument("--figures-only", action="store_true", help="draw every figure again from its CSV, train nothing")
+    top.add_argument("--format", metavar="png,pdf,svg", help="what --figures-only draws [png]")
     top.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; repeatable")
     top.add_argument("--published-root", help="where the published students lie [r2kd-published/ beside the data sets]")
     top.add_argument("--download-published", action="store_true", help="fetch them there first (notebook 05)")
@@ -73,9 +74,14 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in vars(options).items():
         if value == "":
             top.error(f"--{name.replace('_', '-')} is empty")
+    formats = (options.format or "png").split(",")
+    if unknown := set(formats) - set(figures.FORMATS):
+        top.error(f"unknown format {', '.join(sorted(unknown))}; known: {', '.join(figures.FORMATS)}")
+    if options.format and not options.figures_only:
+        top.error("--format is of --figures-only: elsewhere figures are PNGs")
     try:
         if options.figures_only:
-            return draw_figures(Path(options.figures_root or ROOT / "figures"))
+            return draw_figures(Path(options.figures_root or ROOT / "figures"), formats)
         from r2kd import experiments, runs  # noqa: F401 (torch: seconds, which --help and --figures-only do without)
 
         terminal.raise_interrupt()
@@ -110,17 +116,20 @@ def settings_of(options: argparse.Namespace) -> dict:
     return given
 
 
-def draw_figures(root: Path) -> int:
+def draw_figures(root: Path, formats: list[str]) -> int:
+    """Every figure from its table, and README.md, which shows them all; that only of tables that are all whole."""
     terminal.raise_interrupt()
-    drawn, failed = figures.redraw_all(root)
+    drawn, failed = figures.redraw_all(root, formats)
     for path in drawn:
-        print(path.with_suffix(".png"))
+        print(*(path.with_suffix(f".{kind}") for kind in formats), sep="\n")
     unchecked = [path for path in drawn if not tables.listed(path)]
     for folder in dict.fromkeys(path.parent for path in unchecked):
         names = ", ".join(path.name for path in unchecked if path.parent == folder)
         print(f"run_all: {folder}: drawn unchecked, no digest in {tables.SUMS}: {names}", file=sys.stderr)
     for error in failed:
         print(f"run_all: {error}", file=sys.stderr)
+    if drawn and not failed:
+        print(gallery.write(root, drawn))
     if not drawn and not failed:
         print(f"run_all: no table of a figure under {root}", file=sys.stderr)
     return 0 if drawn and not failed else 1
@@ -142,7 +151,7 @@ def chosen(options: argparse.Namespace) -> tuple[list, list[Path], dict]:
 
 
 def run_notebooks(studies: list, notebooks: list[Path], parameters: dict, all_wanted: bool) -> int:
-    from r2kd import runs
+    from r2kd import report, runs
 
     started = time.perf_counter()
     for study in studies:
@@ -157,6 +166,7 @@ def run_notebooks(studies: list, notebooks: list[Path], parameters: dict, all_wa
             if not execute(notebook, executed / notebook.name, of_study):
                 return 1
         summarise(study.figures, executed, begun)
+        print(f"all of it on one page: {report.write(executed, study.figures, f'r2kd: {place.as_posix()}')}")
     left = [path.stem for path in NOTEBOOKS if path not in notebooks]
     print(f"finished in {time.perf_counter() - started:.0f} s")
     if left and all_wanted:

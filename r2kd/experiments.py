@@ -666,5 +666,5 @@ def pruning_gain(study: Study, results: pd.DataFrame) -> pd.DataFrame:
         if config.pruned and other is not None:
             gain = stats.paired_difference(results, arm, other, "last_top1")
             rows.append(gain.assign(augmentation=config.view.name, method=config.method.label, arm=arm))
-    columns = ["augmentation", "mean", "n", "half_width", "method", "arm"]
+    columns = ["augmentation", "mean", "n", "half_width", "each", "method", "arm"]
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)

@@ -1,7 +1,7 @@
 """Table in, matplotlib Figure out. A figure is saved as a PNG beside the CSV that it is drawn from, and from it alone.
 
 The column `caption` holds, in its first row, what the numbers rest on. Lines and markers tell the series apart without
-colour; error bars and bands are 95 % t-intervals of the mean over `n` seeds.
+colour; error bars and bands are 95 % t-intervals of the mean over `n` seeds, and the small dots beside them `each` seed.
 """
 
 import io
@@ -17,19 +17,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from . import files, tables
+from . import files, stats, tables
 
 COLOURS = sns.color_palette("colorblind").as_hex()
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
 LINES = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))]
 METHODS = [("X", 7), ("s", 1), ("o", 0), ("^", 2), ("D", 4), ("v", 3), ("P", 5)]  # marker and colour, as they come
+FORMATS = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}  # metadata without a date
 STYLE = sns.axes_style("whitegrid") | {
     "font.size": 10,
     "axes.titlesize": 10.5,
     "axes.labelsize": 10,
     "legend.fontsize": 9,
     "figure.titlesize": 12,
-    "savefig.dpi": 130,
+    "figure.dpi": 150,
+    "savefig.dpi": 150,
     "legend.framealpha": 0.9,
 }
 
@@ -55,12 +57,12 @@ def save(name: str, table: pd.DataFrame, folder: str | Path, caption: str) -> Fi
     with tables.alone(path.parent):
         tables.write(path, table.assign(caption=captions))
         figure = draw(name, tables.read(path))
-        files.write_atomically(path.with_suffix(".png"), _png(figure))
+        files.write_atomically(path.with_suffix(".png"), _content(figure))
     return figure
 
 
-def redraw(path: str | Path) -> Figure:
-    """Draw the PNG beside a CSV again.
+def redraw(path: str | Path, formats: Sequence[str] = ("png",)) -> Figure:
+    """Draw what lies beside a CSV again, in each of FORMATS that is asked for.
 
     Raises FileNotFoundError, or ValueError for a CSV that is damaged or of no figure of ours; OSError as `save` does.
     """
@@ -69,31 +71,33 @@ def redraw(path: str | Path) -> Figure:
         table = tables.read(path)
         try:
             figure = draw(path.stem, table)
-            content = _png(figure)
+            contents = {kind: _content(figure, kind) for kind in formats}
         except Exception as error:  # whatever the table of something else leads to
             said = f"{type(error).__name__}: {files.first_line(error)}"
             raise ValueError(f"{path} is not the table of this figure: {said}") from error
-        files.write_atomically(path.with_suffix(".png"), content)
+        for kind, content in contents.items():
+            files.write_atomically(path.with_suffix(f".{kind}"), content)
     return figure
 
 
-def redraw_all(root: str | Path) -> tuple[list[Path], list[Exception]]:
+def redraw_all(root: str | Path, formats: Sequence[str] = ("png",)) -> tuple[list[Path], list[Exception]]:
     """Draw every figure under `root` again from its CSV: the CSVs of those that were drawn, and why others could not be."""
     drawn, failed = [], []
     for path in tables.under(Path(root)):
         if path.stem in FIGURES:
             try:
-                redraw(path)
+                redraw(path, formats)
                 drawn.append(path)
             except (OSError, ValueError) as error:
                 failed.append(error)
     return drawn, failed
 
 
-def _png(figure: Figure) -> bytes:
+def _content(figure: Figure, kind: str = "png") -> bytes:
+    """The same bytes for the same figure."""
     content = io.BytesIO()
-    with rc_context(STYLE):
-        figure.savefig(content, metadata={"Software": None})
+    with rc_context(STYLE | {"svg.hashsalt": "r2kd"}):
+        figure.savefig(content, format=kind, metadata=FORMATS[kind])
     return content.getvalue()
 
 
@@ -145,16 +149,18 @@ def _curves(
     x: str,
     width: float = 2.6,
     spread: float = 0.5,
+    highest: Sequence[float] | None = None,
     **shared: bool,
 ) -> tuple[Figure, np.ndarray]:
     """A panel for each of `panels`: a line an arm, with thin intervals, a little beside the last arm's; one legend.
 
-    `spread`: the share of the gap between two places on the x axis that the arms lie side by side in.
+    `spread`: the share of the gap between two places on the x axis that the arms lie side by side in. `highest`: of each panel,
+    the value that no interval goes beyond [100, of percent]; the lowest is 0.
     """
     arms = list(dict.fromkeys(table["arm"]))
     size = (width * len(panels) + 0.08 * max(map(len, arms)) + 1.4, max(4, 0.21 * len(arms) + 1.4))
     figure, axes = _figure(table, title, len(panels), size, **shared)
-    for panel, rows in zip(axes, panels, strict=True):
+    for panel, rows, most in zip(axes, panels, highest or [100] * len(panels), strict=True):
         gap = min(np.diff(np.unique(rows[x])), default=1)
         looks = zip(arms, cycle(COLOURS), cycle(LINES), cycle(MARKERS), strict=False)
         for i, (arm, colour, line, marker) in enumerate(looks):
@@ -162,7 +168,7 @@ def _curves(
             panel.errorbar(
                 of[x] + spread * gap * ((i + 0.5) / len(arms) - 0.5),
                 of["mean"],
-                yerr=of["half_width"],
+                yerr=[of["half_width"].clip(upper=room) for room in (of["mean"], most - of["mean"])],
                 label=arm,
                 color=colour,
                 linestyle=line,
@@ -182,6 +188,17 @@ def _within_percent(axes: Axes) -> None:
     axes.set_ylim(max(low, -2), min(high, 102))
 
 
+def _numbers(words: str | float) -> list[float]:
+    """Of a cell with several; pandas has read a single one as a number."""
+    return [float(word) for word in str(words).split()]
+
+
+def _seed_dots(axes: Axes, values: str | float, row: float) -> None:
+    """Each seed's value, a little below its mean."""
+    found = _numbers(values)
+    axes.plot(found, [row - 0.27] * len(found), ".", color="0.35", markersize=3.5, alpha=0.8, zorder=1)
+
+
 def _dots(axes: Axes, table: pd.DataFrame, value: str, xlabel: str) -> None:
     """One row an arm, first on top: the mean and its interval; filled where the pruned teacher takes part."""
     rows = np.arange(len(table))[::-1]
@@ -199,21 +216,25 @@ def _dots(axes: Axes, table: pd.DataFrame, value: str, xlabel: str) -> None:
             capsize=3,
             markersize=7,
         )
+        _seed_dots(axes, arm["each"], row)
     axes.set_yticks(rows, table["arm"])
     axes.set_xlabel(xlabel)
 
 
-def _intervals(axes: Axes, names: list[str], means: pd.Series, half_widths: pd.Series, xlabel: str) -> None:
-    """One row a name, first on top: a mean and its interval."""
+def _intervals(axes: Axes, names: list[str], table: pd.DataFrame, xlabel: str) -> None:
+    """One row a name, first on top: a mean and its interval, of a table indexed by name."""
     rows = np.arange(len(names))[::-1]
-    errors = half_widths.fillna(0)
-    axes.errorbar(means, rows, xerr=errors, fmt="o", color=COLOURS[0], capsize=3, markersize=7)
+    errors = table["half_width"].fillna(0)
+    axes.errorbar(table["mean"], rows, xerr=errors, fmt="o", color=COLOURS[0], capsize=3, markersize=7)
+    for row, values in zip(rows, table["each"], strict=True):
+        _seed_dots(axes, values, row)
     axes.set_yticks(rows, names)
     axes.set_xlabel(xlabel)
     axes.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def pruning_accuracy(table: pd.DataFrame) -> Figure:
+    """Test accuracy of the pruned copy by the share of weights that is gone, with running and with the batch's BatchNorm statistics."""
     figure, (axes,) = _figure(table, "Pruning the teacher: accuracy")
     _lines(axes, table, "rate", "top1", "batchnorm")
     axes.set(xlabel="weights pruned from each layer (%)", ylabel="test accuracy (%)")
@@ -222,6 +243,7 @@ def pruning_accuracy(table: pd.DataFrame) -> Figure:
 
 
 def pruning_outputs(table: pd.DataFrame) -> Figure:
+    """Of the same copies: how undecided their answers are, how sure, and how often they name the dense teacher's class."""
     figure, axes = _figure(table, "Pruning the teacher: its outputs", columns=3, size=(10, 3.9))
     labels = {
         "entropy": "mean entropy (nats)",
@@ -236,6 +258,7 @@ def pruning_outputs(table: pd.DataFrame) -> Figure:
 
 
 def pruning_layers(table: pd.DataFrame) -> Figure:
+    """Weights of each layer, kept and pruned, and the smallest that is left."""
     size = (8, max(3.5, 0.17 * len(table) + 1.4))
     figure, axes = _figure(table, "What L1 pruning takes from each layer", columns=2, size=size)
     rows = np.arange(len(table))[::-1]
@@ -251,17 +274,19 @@ def pruning_layers(table: pd.DataFrame) -> Figure:
 
 
 def teacher_mixture(table: pd.DataFrame) -> Figure:
-    figure, axes = _figure(
-        table, "What the student is shown: dense, pruned and mixed teacher", columns=2, size=(9.5, 4.3)
-    )
+    """What three teachers say to training images under each view; a mark is the mean over batches, each with its own draw."""
+    title = "What the student is shown: dense, pruned and mixed teacher (bars: standard deviation over batches)"
+    figure, axes = _figure(table, title, columns=2, size=(9.5, 4.3))
     labels = {"entropy": "mean entropy (nats)", "top1": "label of the (first) image named (%)"}
     views = list(dict.fromkeys(table["view"]))
     for panel, (column, label) in zip(axes, labels.items(), strict=True):
         for i, (name, rows) in enumerate(table.groupby("teacher", sort=False)):
             places = [views.index(view) + 0.2 * (i - 1) for view in rows["view"]]
-            panel.plot(
-                places, rows[column], linestyle="", marker=MARKERS[i], color=COLOURS[i], label=name, markersize=7
-            )
+            spread = rows[f"{column}_spread"]
+            most = 100 if column == "top1" else np.inf
+            within = [spread.clip(upper=room) for room in (rows[column], most - rows[column])]
+            look = {"marker": MARKERS[i], "color": COLOURS[i], "markersize": 6, "elinewidth": 0.8}
+            panel.errorbar(places, rows[column], yerr=within, linestyle="", label=name, **look)
         panel.set_xticks(range(len(views)), views, rotation=25)
         panel.set_ylabel(label)
     axes[0].legend(title="teacher")
@@ -269,6 +294,7 @@ def teacher_mixture(table: pd.DataFrame) -> Figure:
 
 
 def distances(table: pd.DataFrame) -> Figure:
+    """How far the distances say that distorted logits of the teacher are from the original."""
     panels = list(table.groupby("perturbation", sort=False))
     figure, axes = _figure(
         table, "KL divergence and correlation distance, on the teacher's own outputs", len(panels), (10, 4)
@@ -281,19 +307,43 @@ def distances(table: pd.DataFrame) -> Figure:
 
 
 def training_curves(table: pd.DataFrame) -> Figure:
-    figure, (axes,) = _figure(table, f"Test accuracy over training ({_seeds(table)})", size=(7, 4.6))
-    _lines(axes, table, "epoch", "mean", "arm", band="half_width", markers=False)
-    axes.set(xlabel="epoch", ylabel="test accuracy (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    low = table.loc[table["epoch"] > table["epoch"].max() / 4, "mean"].min()
-    axes.set_ylim(max(0, low - 5), min(100, table["mean"].max() + 3))
-    axes.legend()
+    """A panel a student: its mean (black), its seeds (thin), the others' means (grey), and where the learning rate drops (dotted)."""
+    arms = list(dict.fromkeys(table["arm"]))
+    columns = min(4, len(arms))
+    rows = -(-len(arms) // columns)
+    title = f"Test accuracy over training ({_seeds(table)}): the mean, each seed, and the other students' means in grey"
+    size = (2.7 * columns + 1, 2.5 * rows + 1.2)
+    figure, axes = _figure(table, title, columns, size, rows, sharex=True, sharey=True)
+    means = table.pivot(index="epoch", columns="arm", values="mean")[arms]
+    marker = "o" if len(means) == 1 else None
+    for panel, arm in zip(axes, arms, strict=False):
+        of = table[table["arm"] == arm]
+        seeds = pd.DataFrame([_numbers(values) for values in of["each"]], index=of["epoch"])
+        panel.plot(means, color="0.8", linewidth=1, marker=marker, markersize=3)
+        panel.plot(seeds, color=COLOURS[0], linewidth=0.5, alpha=0.7, marker=marker, markersize=3)
+        panel.plot(means[arm], color="black", linewidth=1.6, marker=marker)
+        for drop in _numbers(table["drops"].iloc[0]):
+            panel.axvline(drop, color="0.3", linestyle=":", linewidth=1)
+        panel.set_title(arm)
+    first, last = means.index.min(), means.index.max()
+    axes[0].set_xlim(first - 0.5, last + 0.5)
+    axes[0].xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    low = means[means.index > last / 4].min().min()
+    axes[0].set_ylim(max(0, low - 5), min(100, means.max().max() + 5))
+    for i, panel in enumerate(axes):
+        panel.set_axis_on() if i < len(arms) else panel.set_axis_off()
+        if i % columns == 0:
+            panel.set_ylabel("test accuracy (%)")
+        if i + columns >= len(arms):
+            panel.set_xlabel("epoch; dotted: learning rate / 10")
+            panel.tick_params(labelbottom=True)
     return figure
 
 
 def students(table: pd.DataFrame) -> Figure:
+    """A row a student, the best mean first; filled where the pruned teacher takes part, one marker a method."""
     figure, (axes,) = _figure(table, f"Students, last epoch ({_seeds(table)})", size=(7, 0.26 * len(table) + 1.8))
-    _dots(axes, table, "mean", "test accuracy of the last epoch (%); bars: 95 % interval over seeds")
+    _dots(axes, table, "mean", "test accuracy of the last epoch (%); bars: 95 % interval; dots: seeds")
     teacher = table["teacher_top1"].iloc[0]
     axes.axvline(teacher, color="0.3", linestyle="--")
     axes.annotate(f"teacher {teacher:.1f}", (teacher, len(table) - 0.4), ha="center", fontsize=8, annotation_clip=False)
@@ -301,6 +351,7 @@ def students(table: pd.DataFrame) -> Figure:
 
 
 def pruning_gain(table: pd.DataFrame) -> Figure:
+    """The same student with the pruned teacher minus without, seed by seed."""
     methods = list(dict.fromkeys(table["method"]))
     title = f"{' and '.join(methods)}: what the pruned teacher adds ({_seeds(table)}, paired)"
     names = table["augmentation"] if table["augmentation"].is_unique else table["arm"].str.replace(", pruned", "")
@@ -309,28 +360,33 @@ def pruning_gain(table: pd.DataFrame) -> Figure:
     axes.errorbar(
         places, table["mean"], yerr=table["half_width"].fillna(0), fmt="o", color=COLOURS[0], capsize=4, markersize=7
     )
+    for place, values in zip(places, table["each"], strict=True):
+        axes.plot(place + 0.12, [_numbers(values)], ".", color="0.35", markersize=3.5, alpha=0.8)
     axes.axhline(0, color="0.3", linewidth=1)
     axes.set_xticks(places, names, rotation=0 if table["augmentation"].is_unique else 25)
-    axes.set(xlabel="augmented view", ylabel="with minus without (points);\n95 % interval over seeds")
+    axes.set(xlabel="augmented view", ylabel="with minus without (points);\n95 % interval; dots: seeds")
     return figure
 
 
 def best_epoch(table: pd.DataFrame) -> Figure:
+    """What a report of the best epoch on the test images would add to each student."""
     figure, (axes,) = _figure(
         table,
         f"What choosing the best epoch on the test split adds ({_seeds(table)})",
         size=(7, 0.26 * len(table) + 1.8),
     )
-    _dots(axes, table, "mean", "best minus last epoch's test accuracy (points); bars: 95 % interval")
+    _dots(axes, table, "mean", "best minus last epoch's test accuracy (points); bars: 95 % interval; dots: seeds")
     axes.axvline(0, color="0.3", linewidth=1)
     return figure
 
 
 def grid_corrupted(table: pd.DataFrame) -> Figure:
+    """As the grid on clean images, of the mean accuracy over corruptions and severities."""
     return grid(table, "Under corruption")
 
 
 def grid(table: pd.DataFrame, where: str = "On clean images") -> Figure:
+    """A cell is a difference paired by seed: what a view adds to a distance, which distance is ahead, and what a view adds more to the one."""
     contrasts = list(dict.fromkeys(table["contrast"]))
     views = max((list(rows["view"]) for _, rows in table.groupby("contrast")), key=len)
     views += [view for view in dict.fromkeys(table["view"]) if view not in views]
@@ -356,14 +412,18 @@ def grid(table: pd.DataFrame, where: str = "On clean images") -> Figure:
 
 
 def comparisons(table: pd.DataFrame) -> Figure:
-    title = f"What the study was designed to tell ({_seeds(table)}, paired)"
+    """The comparisons that the study was designed for, each a difference paired by seed."""
+    title = f"What the study was designed to tell ({_seeds(table)}, paired; filled: told apart, Holm-adjusted)"
     figure, (axes,) = _figure(table, title, size=(8.6, 0.34 * len(table) + 1.8))
     _told(axes, table)
-    axes.set_xlabel("last epoch's test accuracy (points; 95 % interval); filled: told apart, Holm-adjusted")
+    axes.set_xlabel(
+        "last epoch's test accuracy (points; 95 % interval; dots: seeds); filled: told apart, Holm-adjusted"
+    )
     return figure
 
 
 def robust_comparisons(table: pd.DataFrame) -> Figure:
+    """The same comparisons under corruption, at equal clean accuracy, and under the strongest attack at its smallest radius."""
     labels = {
         "corrupted": "under corruption",
         "residual": "the same at equal\nclean accuracy",
@@ -396,11 +456,13 @@ def _told(axes: Axes, table: pd.DataFrame) -> None:
             capsize=3,
             markersize=7,
         )
+        _seed_dots(axes, found["each"], row)
     axes.set_yticks(rows, table["arm"] + "  minus  " + table["other"])
     axes.axvline(0, color="0.3", linewidth=1)
 
 
 def measures(table: pd.DataFrame) -> Figure:
+    """How well probabilities fit, how far confidence is from accuracy, and how much a student answers like its teacher."""
     labels = {
         "loss": "negative log-likelihood (nats)",
         "ece": "calibration error (%)",
@@ -421,6 +483,7 @@ def measures(table: pd.DataFrame) -> Figure:
 
 
 def answer_spread(table: pd.DataFrame) -> Figure:
+    """How much a teacher's mean answer varies over groups of batches, by the view and the share of weights that is gone."""
     kinds = [kind for kind in ("pruned", "mixed") if kind in set(table["teacher"])]
     title = "How much a teacher's mean answer varies, by the view: lower is said to teach better"
     figure, axes = _figure(table, title, columns=len(kinds), size=(9, 4.2), sharey=True)
@@ -435,6 +498,7 @@ def answer_spread(table: pd.DataFrame) -> Figure:
 
 
 def answer_spread_gain(table: pd.DataFrame) -> Figure:
+    """A mark a view: the dense teacher's spread under it, and what it adds to students."""
     methods = list(dict.fromkeys(table["method"]))
     title = f"The teacher's test of a view, and what the view adds to students ({_seeds(table)}; 95 % intervals)"
     figure, axes = _figure(table, title, columns=len(methods), size=(9, 4), sharey=True)
@@ -461,6 +525,7 @@ def answer_spread_gain(table: pd.DataFrame) -> Figure:
 
 
 def ablation(table: pd.DataFrame) -> Figure:
+    """R2KD as released, with each switch alone, and as intended; beside accuracy the rank correlation with the teacher."""
     columns = {"top1": "test accuracy, last epoch (%)", "spearman": "rank correlation with the teacher"}
     title = f"As released, each switch alone, as intended ({_seeds(table)}; 95 % intervals)"
     columns = {measure: label for measure, label in columns.items() if measure in set(table["measure"])}
@@ -468,7 +533,7 @@ def ablation(table: pd.DataFrame) -> Figure:
     names = list(dict.fromkeys(table["arm"]))
     for panel, (measure, label) in zip(axes, columns.items(), strict=True):
         rows = table[table["measure"] == measure].set_index("arm").reindex(names)
-        _intervals(panel, names, rows["mean"], rows["half_width"], label)
+        _intervals(panel, names, rows, label)
     for panel in axes[1:]:
         panel.set_yticklabels([])
     teacher = table["teacher_top1"].iloc[0]
@@ -477,6 +542,7 @@ def ablation(table: pd.DataFrame) -> Figure:
 
 
 def switch_effects(table: pd.DataFrame) -> Figure:
+    """What each switch changes, paired by seed."""
     title = f"What each switch changes against the released code ({_seeds(table)}, paired; 95 % intervals)"
     labels = {"top1": "test accuracy (points)", "spearman": "rank correlation with the teacher"}
     labels = {measure: label for measure, label in labels.items() if measure in set(table["measure"])}
@@ -484,7 +550,7 @@ def switch_effects(table: pd.DataFrame) -> Figure:
     names = list(dict.fromkeys(table["arm"]))[1:]  # the first has no teacher and is far off: it would hide the switches
     for panel, (measure, label) in zip(axes, labels.items(), strict=True):
         rows = table[table["measure"] == measure].set_index("arm").reindex(names)
-        _intervals(panel, names, rows["mean"], rows["half_width"], f"change in {label}")
+        _intervals(panel, names, rows, f"change in {label}")
         panel.axvline(0, color="0.3", linewidth=1)
     for panel in axes[1:]:
         panel.set_yticklabels([])
@@ -492,15 +558,21 @@ def switch_effects(table: pd.DataFrame) -> Figure:
 
 
 def published(table: pd.DataFrame) -> Figure:
+    """A mark a published student: its accuracy and its calibration error on the validation split."""
     present = int((table["status"] == "evaluated").sum())
     title = f"The authors' published students: {present} of {len(table)} present"
     figure, axes = _figure(table, title, columns=2, size=(9, 4.2))
-    labels = {"top1": "top-1 accuracy (%)", "ece": "expected calibration error (%)"}
+    labels = {
+        "top1": "top-1 accuracy (%); bars: 95 % interval of\nso many images (Wilson), one seed",
+        "ece": "expected calibration error (%)",
+    }
     pairs = list(dict.fromkeys(table["pair"]))
     for panel, (column, label) in zip(axes, labels.items(), strict=True):
         for i, (augmentation, rows) in enumerate(table.groupby("augmentation", sort=False)):
             places = [len(pairs) - 1 - pairs.index(pair) + 0.13 * (2 - i) for pair in rows["pair"]]
-            panel.plot(rows[column], places, linestyle="", marker=MARKERS[i], color=COLOURS[i], label=augmentation)
+            look = {"marker": MARKERS[i], "color": COLOURS[i], "markersize": 5, "elinewidth": 0.8}
+            errors = stats.binomial_errors(rows["top1"], rows["n"]) if column == "top1" else None
+            panel.errorbar(rows[column], places, xerr=errors, linestyle="", label=augmentation, **look)
         panel.set_yticks(range(len(pairs)), pairs[::-1])
         panel.set_ylim(-0.6, len(pairs) - 0.4)
         panel.set_xlabel(label)
@@ -510,6 +582,7 @@ def published(table: pd.DataFrame) -> Figure:
 
 
 def robustness(table: pd.DataFrame) -> Figure:
+    """Mean accuracy over the corruptions of a family, by severity."""
     families = list(table.groupby("family", sort=False))
     title = f"Accuracy under corruption ({_seeds(table)})"
     figure, axes = _curves(table, title, [rows for _, rows in families], "severity", sharey=True)
@@ -523,6 +596,7 @@ def robustness(table: pd.DataFrame) -> Figure:
 
 
 def robustness_students(table: pd.DataFrame) -> Figure:
+    """A row a student: accuracy under corruption, what it loses against clean, and what clean accuracy does not explain."""
     labels = {
         "corrupted": "mean accuracy\nunder corruption (%)",
         "drop": "drop against clean\n(points)",
@@ -536,7 +610,7 @@ def robustness_students(table: pd.DataFrame) -> Figure:
     size = (2.7 * len(labels) + 0.08 * max(map(len, arms["arm"])), 0.26 * len(arms) + 2)
     figure, axes = _figure(table, title, len(labels), size, sharey=True)
     for panel, (measure, label) in zip(axes, labels.items(), strict=True):
-        measured = table.loc[table["measure"] == measure, ["arm", "mean", "half_width"]]
+        measured = table.loc[table["measure"] == measure, ["arm", "mean", "half_width", "each"]]
         _dots(panel, arms.merge(measured, on="arm", how="left"), "mean", label)
         panel.xaxis.set_major_locator(MaxNLocator(4))
         if measure == "residual":
@@ -546,6 +620,7 @@ def robustness_students(table: pd.DataFrame) -> Figure:
 
 
 def corruption_differences(table: pd.DataFrame) -> Figure:
+    """A cell is a student's accuracy minus the reference's under one corruption, over its severities, paired by seed."""
     arms = list(dict.fromkeys(table["arm"]))
     of = table[table["corruption"] != "all"].drop_duplicates("corruption").groupby("family", sort=False)["corruption"]
     families = {family: list(names) for family, names in of}
@@ -579,6 +654,7 @@ def corruption_differences(table: pd.DataFrame) -> Figure:
 
 
 def attacks(table: pd.DataFrame) -> Figure:
+    """Accuracy by the radius of each attack; random signs of the same size are the control."""
     table = table.assign(place=table.groupby("attack")["epsilon"].rank("dense"))
     panels = list(table.groupby("attack", sort=False))
     title = f"Accuracy under attack ({_seeds(table)})"
@@ -594,6 +670,7 @@ def attacks(table: pd.DataFrame) -> Figure:
 
 
 def reliability(table: pd.DataFrame) -> Figure:
+    """Accuracy against confidence in 15 bins (point size and bars: share of the images); a calibrated student is on the diagonal."""
     arms = list(table.groupby("arm", sort=False))
     rows = -(-len(arms) // 6)
     columns = -(-len(arms) // rows)
@@ -622,11 +699,13 @@ def reliability(table: pd.DataFrame) -> Figure:
 
 
 def ambiguity(table: pd.DataFrame) -> Figure:
+    """Test images in fifths by the teacher's entropy: accuracy and likelihood of the students in each."""
     labels = {"top1": "test accuracy (%)", "loss": "negative log-likelihood (nats)"}
     labels = {measure: label for measure, label in labels.items() if measure in set(table["measure"])}
     panels = [table[table["measure"] == measure] for measure in labels]
     title = f"Students, by how sure the teacher is of the image ({_seeds(table)})"
-    figure, axes = _curves(table, title, panels, "bin", width=3.5)
+    highest = [100 if label.endswith("(%)") else np.inf for label in labels.values()]
+    figure, axes = _curves(table, title, panels, "bin", width=3.5, highest=highest)
     bins = np.unique(table["bin"])
     for panel, label in zip(axes, labels.values(), strict=True):
         panel.set(xlabel="fifth of the images (1: teacher surest)", ylabel=label)
@@ -637,6 +716,7 @@ def ambiguity(table: pd.DataFrame) -> Figure:
 
 
 def pruned_teachers(table: pd.DataFrame) -> Figure:
+    """Accuracy of the dense, the pruned and the mixed teacher on clean and corrupted images."""
     figure, (axes,) = _figure(table, "Pruning the teacher: clean and corrupted images", size=(7.4, 4.2))
     for column, line in (("clean", "-"), ("corrupted", "--")):
         for i, (name, rows) in enumerate(table[table["teacher"] != "dense"].groupby("teacher", sort=False)):
@@ -657,6 +737,7 @@ def pruned_teachers(table: pd.DataFrame) -> Figure:
 
 
 def label_noise(table: pd.DataFrame) -> Figure:
+    """Accuracy by the share of training labels that were flipped, for teacher and students alike."""
     title = f"Trained on wrong labels, last epoch ({_seeds(table)})"
     figure, (axes,) = _curves(table, title, [table], "rate", width=4.5, spread=0.2)
     axes.set(xlabel="training labels flipped (%)", ylabel="test accuracy of the last epoch (%)")
@@ -666,6 +747,7 @@ def label_noise(table: pd.DataFrame) -> Figure:
 
 
 def published_robustness(table: pd.DataFrame) -> Figure:
+    """A mark a published student, a bar the mean over the pairs."""
     panels = list(table.groupby("measure", sort=False))
     augmentations, pairs = (list(dict.fromkeys(table[column])) for column in ("augmentation", "pair"))
     rows = 1 if len(panels) <= 3 else 2

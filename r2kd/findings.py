@@ -4,7 +4,6 @@
 family of verdicts is one table, Holm-adjusted in it; see stats.judged.
 """
 
-from itertools import permutations
 from pathlib import Path
 
 import pandas as pd
@@ -14,14 +13,6 @@ from .augmentation import AUGMENTATIONS
 from .experiments import Study
 from .profiles import GRID
 from .tested import ARM
-
-MEASURED = {"corrupted": "Under corruption", "residual": "At equal clean accuracy", "attacked": "Under attack"}
-TELLS = {
-    "higher": "is above",
-    "lower": "is below",
-    "not told apart": "is not told apart from",
-    "too few seeds": "has too few seeds yet to be told from",
-}
 
 
 def grid_arms(study: Study) -> dict[tuple[str, str], str]:
@@ -133,35 +124,6 @@ def spread_and_gain(spread: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return joined[columns].assign(rank_correlation=joined["method"].map(ranks))
 
 
-def spread_words(table: pd.DataFrame) -> str:
-    """Whether the views of a lower spread are those that add more: rank correlations, and how often chance alone gives as much."""
-    said = []
-    for method, rows in table.groupby("method", sort=False):
-        if len(rows) < 3:
-            continue
-        found, p = rows["rank_correlation"].iloc[0], _chance(rows)
-        said.append(f"{method}: rank correlation {found:+.2f} over {len(rows)} views (p = {p:.2f})")
-    return f"Spread against gain: {'; '.join(said) or 'too few views to say'}. The claim is a negative one."
-
-
-def _chance(rows: pd.DataFrame) -> float:
-    """The share of all orders of the views whose rank correlation is at least as far from 0."""
-    spread, gain = rows["spread"].rank(), rows["mean"].rank()
-    found = abs(spread.corr(gain))
-    orders = [abs(spread.corr(pd.Series(order, index=spread.index))) for order in permutations(gain)]
-    return sum(other >= found - 1e-9 for other in orders) / len(orders)
-
-
-def flattery_words(results: pd.DataFrame) -> str:
-    """How much the best epoch on the test images flatters, over all runs, and what validation images would choose."""
-    added = results["best_top1"] - results["last_top1"]
-    said = f"Over {len(added)} runs the best epoch is {added.mean():.2f} points above the last on average ({added.min():.2f} to {added.max():.2f})."
-    if "chosen_top1" in results:
-        chosen = (results["chosen_top1"] - results["last_top1"]).mean()
-        said += f" The epoch that the validation images choose is {chosen:+.2f} points from it."
-    return said
-
-
 def noise_floor(path: Path) -> tuple[float, int] | None:
     """(standard deviation, seeds) of the difference, in points, between trainings that differ in precision alone; None without records.
 
@@ -172,45 +134,3 @@ def noise_floor(path: Path) -> tuple[float, int] | None:
     rows = pd.DataFrame(records.read([path]).values()).query("method == method")  # students: a teacher has no method
     twice = rows.pivot(index="seed", columns="precision", values="last_top1").dropna()
     return float(twice.diff(axis=1).iloc[:, -1].std()), len(twice)
-
-
-def power_words(floor: tuple[float, int] | None) -> str:
-    """What so many seeds can find above a noise floor."""
-    if floor is None:
-        return "The pilot's records are not here."
-    told = ", ".join(f"{stats.detectable(floor[0], n):.2f} with {n}" for n in (3, 5, 10))
-    return (
-        f"Standard deviation of the difference: **{floor[0]:.2f} points** ({floor[1]} seeds). A paired test at 5 % then finds with 80 % "
-        f"chance a true difference of so many points: {told} seeds. Methods that differ in more vary more."
-    )
-
-
-def comparison_words(table: pd.DataFrame) -> list[str]:
-    """A sentence a row of `comparisons`: the interval is of the one difference, p and verdict are adjusted."""
-    return [
-        f"{row.arm} {TELLS[row.verdict]} {row.other}: {row.mean:+.2f} ± {row.half_width:.2f} points "
-        f"(n = {row.n}, adjusted p {'< 0.001' if row.p_holm < 0.001 else f'= {row.p_holm:.3f}'})."
-        for row in table.itertuples()
-    ]
-
-
-def grid_words(table: pd.DataFrame) -> list[str]:
-    """A sentence a distance: which views help it, which hurt it, and how large an effect of the others could hide."""
-    said = []
-    for method, rows in table[table["kind"] == "view"].groupby("contrast", sort=False):
-        parts = []
-        for verdict, word in (("higher", "help"), ("lower", "hurt")):
-            if names := [f"{row.view} ({row.mean:+.1f})" for row in rows.itertuples() if row.verdict == verdict]:
-                parts.append(f"{_listed(names)} {word}{'s' if len(names) == 1 else ''}")
-        rest = rows[rows["verdict"] == "not told apart"]
-        if len(rest):
-            hidden = (rest["mean"].abs() + rest["half_width"]).max()
-            parts.append(
-                f"{_listed(list(rest['view']))} cannot be told from 0 (an effect of {hidden:.1f} points could hide)"
-            )
-        said.append(f"{method}: {'; '.join(parts)}.")
-    return said
-
-
-def _listed(words: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

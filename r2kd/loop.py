@@ -44,7 +44,10 @@ def run_epochs(arms: list[Arm], images: ImageData, teachers: Teachers | None, pr
                     told = time.perf_counter()
                     active[0].lane.join()
                     loss, _, _, hits = (active[0].sums / active[0].images).tolist()
-                    shown.set_postfix_str(f"epoch {epoch + 1}/{epochs.stop} loss {loss:.3f} train {100 * hits:.1f} %")
+                    whose = "" if len(arms) == 1 else f" {active[0].config.method.label} {active[0].config.view.name}"
+                    shown.set_postfix_str(
+                        f"epoch {epoch + 1}/{epochs.stop}{whose} loss {loss:.3f} train {100 * hits:.1f} %"
+                    )
             for arm in arms:  # the next batch was made while they were at this one: a GPU is waited for here alone
                 arm.lane.join()
             acceleration.wait(images.train.labels.device)
@@ -75,6 +78,11 @@ def _failing_alone(arm: Arm) -> Iterator[None]:
     except Exception as error:
         acceleration.clear_frames(error)
         arm.failure = error
+
+
+def whereabouts(arms: list[Arm]) -> str:
+    """Where the training of these arms is, in words."""
+    return f"in epoch {min(arm.epoch for arm in arms) + 1} of {arms[0].config.recipe.epochs} ({_title(arms)})"
 
 
 def _title(arms: list[Arm]) -> str:

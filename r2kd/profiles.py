@@ -17,7 +17,16 @@ PAIRS = {  # teacher, student: the paper's six
 SMALL_PAIRS = {"res20_res8": ("resnet20", "resnet8"), "wrn162_res8": ("wrn_16_2", "resnet8")}  # ours, for two CPU cores
 VIEWS = ("none", "mixup", "cutmix", "cutout", "autoaug", "cutmixpick")  # the paper's
 STUDY_EPOCHS = 120
-STUDY_SHOWN = ("cross-entropy", "KD, 0.1 and 0.9", "DKD", "DIST", "KD cutmixpick", "R2KD, released", "R2KD, intended")
+STUDY_SHOWN = (
+    "cross-entropy",
+    "KD, 0.1 and 0.9",
+    "DKD",
+    "DIST",
+    "KD cutmixpick",
+    "R2KD cutmixpick",
+    "R2KD, released",
+    "R2KD, intended",
+)
 GRID = ("none", "identity", *VIEWS[1:])  # and what a second view changes by itself
 
 

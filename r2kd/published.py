@@ -21,7 +21,7 @@ from .downloads import fetch, zip_member
 from .files import alone, write_atomically
 from .parts import Tests
 from .profiles import PAIRS, VIEWS
-from .progress import tqdm
+from .progress import interruptible, tqdm
 
 AUGMENTATIONS = VIEWS[1:]  # all but having none
 CLASSES = 200  # Tiny ImageNet
@@ -136,7 +136,9 @@ def evaluate(folder: Path, images: ImageData | None, device: torch.device) -> tu
     test = images.test.to(device) if images else None
     logits: dict[str, Tensor] = {}
     rows = {"students": [], "teachers": []}
-    with tqdm(total=len(STUDENTS) + len(TEACHERS), desc="published", unit="model") as bar:
+    there = sum((Path(folder) / checkpoint.path).is_file() for checkpoint in STUDENTS + TEACHERS)
+    bar = tqdm(total=there, desc="published", unit="model")
+    with bar, interruptible(lambda: f"in model {bar.n + 1} of {bar.total}"):
         for kind, checkpoints in (("teachers", TEACHERS), ("students", STUDENTS)):
             for checkpoint in checkpoints:
                 row = {"augmentation": checkpoint.augmentation, "pair": checkpoint.pair, "model": checkpoint.model}
@@ -151,12 +153,13 @@ def evaluate(folder: Path, images: ImageData | None, device: torch.device) -> tu
                         logits[checkpoint.model] = answers
                     elif PAIRS[checkpoint.pair][0] in logits:
                         row["agreement"] = evaluation.agreement(answers, logits[PAIRS[checkpoint.pair][0]])
+                    bar.set_postfix_str(f"{checkpoint.path.parent.name} {checkpoint.model} {row['top1']:.2f} %")
                 except FileNotFoundError:
                     row["status"] = "not present"
                 except (OSError, ValueError) as error:
                     row["status"] = f"refused: {error}"
                 rows[kind].append(row)
-                bar.update()
+                bar.update(row["status"] != "not present")
     columns = ["augmentation", "pair", "model", "status", "top1", "top5", "ece", "agreement", "n"]
     students, teachers = (pd.DataFrame(rows[kind]).reindex(columns=columns) for kind in ("students", "teachers"))
     students["n"], teachers["n"] = students["n"].astype("Int64"), teachers["n"].astype("Int64")

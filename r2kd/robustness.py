@@ -25,7 +25,7 @@ from .data import ImageData, Split
 from .entries import Choice, Registry
 from .frozen import frozen
 from .parts import Tests
-from .progress import tqdm
+from .progress import interruptible, tqdm
 from .randomness import generator
 
 __all__ = ["CORRUPTIONS", "Protocol", "corrupt", "corrupted", "corruption", "measure", "protocol"]
@@ -164,7 +164,8 @@ def measure(
     answering = {key: frozen(model, dtype) for key, model in models.items()}  # a third faster; equal up to rounding
     passes = [(name, severity) for name in under.corruptions for severity in SEVERITIES]
     passes = [("clean", 0)] * bool(passes) + passes
-    with tqdm(total=len(passes) + len(under.attacks), desc="robustness", unit="test", leave=False) as bar:
+    bar = tqdm(total=len(passes) + len(under.attacks), desc="robustness", unit="test", leave=False)
+    with bar, interruptible(lambda: f"in test {bar.n + 1} of {bar.total} of {len(models)} models"):
         for name, severity in passes:
             split = _corrupted(subset, name, severity, under) if severity else subset
             for key, model in answering.items():

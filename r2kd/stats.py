@@ -7,21 +7,36 @@ import pandas as pd
 
 
 def mean_interval(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
-    """Over each group of rows: `mean`, `half_width` of the 95 % t-interval of the mean, `n`; the groups in their order.
+    """Over each group of rows: `mean`, `half_width` of the 95 % t-interval of the mean, `n`, `each`; the groups in their order.
 
-    The interval is over training seeds, on one training set and one teacher. n = 1 has none (NaN).
+    The interval is over training seeds, on one training set and one teacher. n = 1 has none (NaN). each: the n values, as words.
     """
     from scipy import stats  # so that a machine that only trains does without
 
     groups = table.groupby(by, sort=False, dropna=False)[value]
-    summary = groups.agg(mean="mean", deviation="std", n="count").reset_index()
+    each = lambda values: " ".join(f"{found:.6g}" for found in values.dropna())  # noqa: E731
+    summary = groups.agg(mean="mean", deviation="std", n="count", each=each).reset_index()
     quantile = stats.t.ppf(0.975, (summary["n"] - 1).clip(lower=1))
     summary["half_width"] = quantile * summary["deviation"] / summary["n"] ** 0.5
     return summary.drop(columns="deviation")
 
 
+def binomial_errors(percent: pd.Series, images: pd.Series) -> np.ndarray:
+    """(2, rows): how far the 95 % interval of an accuracy reaches below and above it, in points, by the images alone (Wilson, 1927).
+
+    NaN where either is missing.
+    """
+    from scipy import stats  # so that a machine that only trains does without
+
+    share, z = percent.to_numpy(float) / 100, stats.norm.ppf(0.975)
+    n = images.to_numpy(float, na_value=np.nan)
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return 100 * np.abs([share - (centre - half), centre + half - share])
+
+
 def paired_difference(table: pd.DataFrame, arm: str, other: str, value: str) -> pd.DataFrame:
-    """One row: mean, n and half_width of `value` of `arm` minus that of `other`, seed by seed.
+    """One row: mean, n, each and half_width of `value` of `arm` minus that of `other`, seed by seed.
 
     `table`: a row a run, with the columns arm, seed and `value`; what one of the two has no run for is left out.
     """
@@ -31,7 +46,7 @@ def paired_difference(table: pd.DataFrame, arm: str, other: str, value: str) -> 
 
 
 def paired_differences(table: pd.DataFrame, reference: str, value: str, by: Sequence[str] = ()) -> pd.DataFrame:
-    """A row for each arm but the reference and each group of `by`: arm, *by, and mean, half_width, n of a difference.
+    """A row for each arm but the reference and each group of `by`: arm, *by, and mean, half_width, n, each of a difference.
 
     The difference is `value` of the arm minus that of the reference, seed by seed; an arm without a common seed has no
     row. Raises ValueError for a reference that is not there, and for two rows of one arm, seed and group: n counts
@@ -46,7 +61,7 @@ def paired_differences(table: pd.DataFrame, reference: str, value: str, by: Sequ
     pairs = table[~is_reference].merge(subtracted, on=[*by, "seed"])
     pairs["difference"] = pairs[value] - pairs["subtracted"]
     differences = mean_interval(pairs.dropna(subset="difference"), ["arm", *by], "difference")
-    return differences[["arm", *by, "mean", "half_width", "n"]]
+    return differences[["arm", *by, "mean", "half_width", "n", "each"]]
 
 
 def corruption_summary(
@@ -159,13 +174,13 @@ def verdict(mean: float, half_width: float) -> str:
 
 
 def compared(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], value: str) -> pd.DataFrame:
-    """A row a pair of arms: arm, other, mean, half_width, n of `value` of the arm minus that of the other, paired by seed.
+    """A row a pair of arms: arm, other, mean, half_width, n, each of `value` of the arm minus that of the other, paired by seed.
 
     With p, p_holm and verdict, see `judged`: the pairs are one family. A pair of which an arm is not there has no row.
     """
     there = [pair for pair in pairs if set(pair) <= set(table["arm"])]
     rows = [paired_difference(table, arm, other, value).assign(arm=arm, other=other) for arm, other in there]
-    columns = ["arm", "other", "mean", "half_width", "n"]
+    columns = ["arm", "other", "mean", "half_width", "n", "each"]
     return judged(pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns))
 
 

@@ -18,40 +18,42 @@ from .data import ImageData
 from .entries import Choice
 from .experiments import Study
 from .frozen import frozen
-from .progress import tqdm
+from .progress import interruptible, tqdm
 from .randomness import generator
 
 GROUP = 5  # batches of 64 of each view, whose answers are averaged
 
 
-def teachers_table(study: Study, images: ImageData, teacher: nn.Module, shown: int = 1024) -> pd.DataFrame:
-    """What the dense, the pruned and the mixed teacher say to `shown` training images under each view, in batches of 64.
+def teachers_table(study: Study, images: ImageData, teacher: nn.Module, draws: int = 50) -> pd.DataFrame:
+    """What the dense, the pruned and the mixed teacher say to training images under each view, in `draws` batches of 64.
 
-    A row for each view and teacher: view, teacher, entropy (the mean, in nats), and top1, how often in percent it names the
-    label of the image (of the first one, where two are mixed).
+    A row for each view and teacher: view, teacher, and over the batches the mean and the standard deviation (_spread) of entropy,
+    in nats, and of top1, how often in percent it names the label of the image (of the first one, where two are mixed).
     """
     pruned = pruning.prune_l1(teacher, study.option("pruning_rate"))
     mixed = pruning.MixedTeacher(teacher, pruned, study.option("dense_weight"), study.option("pruned_batchnorm"))
-    few = images.train.shuffled().subset(shown)
     context = {"mean": images.mean, "std": images.std, "policy": images.policy, "epoch": torch.tensor(1.0)}
     rows = []
-    for name, view in study.views.items():
-        draws = generator(0, name)
-        answers, labels = {"dense": [], "pruned": [], "mixed": []}, []
-        for batch, target in few.batches(torch.arange(len(few)).split(64)):
-            if len(batch) > 1:  # BatchNorm needs neighbours
-                with torch.inference_mode(), acceleration.exact():
-                    clean = images.normalize(batch)
-                    augmented, index = augment(view, clean, draws, teacher=teacher, target=target, **context)
-                    dense, sparse = teacher(augmented), pruned(augmented)
-                for kind, logits in (("dense", dense), ("pruned", sparse), ("mixed", mixed.mix(dense, sparse))):
-                    answers[kind].append(logits)
-                labels.append(target[index])
-        for kind, logits in answers.items():
-            said, named = torch.cat(logits), torch.cat(labels)
-            row = {"view": name, "teacher": kind, "entropy": float(evaluation.entropy(said).mean())}
-            rows.append(row | {"top1": evaluation.accuracy(said, named)})
-    return pd.DataFrame(rows)
+    for name, view in tqdm(study.views.items(), desc="views", unit="view"):
+        drawn = generator(0, name)
+        for batch, target in islice(_batches(images), draws):
+            with torch.inference_mode(), acceleration.exact():
+                clean = images.normalize(batch)
+                augmented, index = augment(view, clean, drawn, teacher=teacher, target=target, **context)
+                dense, sparse = teacher(augmented), pruned(augmented)
+            for kind, logits in (("dense", dense), ("pruned", sparse), ("mixed", mixed.mix(dense, sparse))):
+                row = {"view": name, "teacher": kind, "entropy": float(evaluation.entropy(logits).mean())}
+                rows.append(row | {"top1": evaluation.accuracy(logits, target[index])})
+    found = pd.DataFrame(rows).groupby(["view", "teacher"], sort=False)
+    return found.mean().join(found.std(), rsuffix="_spread").reset_index()
+
+
+def _batches(images: ImageData, size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of the training images, shuffled anew each time they are through, without end."""
+    size = min(size, len(images.train))
+    for times in count():
+        few = images.train.shuffled(times)
+        yield from few.batches(torch.arange(len(few) // size * size).split(size))
 
 
 def pruned_teachers(
@@ -119,7 +121,8 @@ def answer_spread(
     copies = {rate: frozen(pruning.prune_l1(teacher, rate)) for rate in rates}
     dense, weight, views = frozen(teacher), study.option("dense_weight"), list(study.views.values())
     rows = []
-    with tqdm(total=repeats * groups, desc="mean answers", unit="group") as bar:
+    bar = tqdm(total=repeats * groups, desc="mean answers", unit="group")
+    with bar, interruptible(lambda: f"in group {bar.n + 1} of {bar.total}"):
         for repeat in range(repeats):
             means: dict[tuple, list[Tensor]] = {}
             for group in islice(_groups(images, teacher, views, repeat), groups):
@@ -169,21 +172,3 @@ def _answers(
         for network, values in logits.items():
             found.setdefault(network, {})[view] = values.float().softmax(dim=1)
     return found
-
-
-def spread_words(table: pd.DataFrame, rate: float) -> str:
-    """What a table of mean spreads (view, teacher, rate in percent, mean, half_width) says of the views, and of pruning at `rate`."""
-    dense = table[table["rate"] == 0].sort_values("mean")
-    order = ", ".join(f"{row.view} ({row.mean:.2f} %)" for row in dense.itertuples())
-    said = [f"By the dense teacher, from the lowest spread: {order}."]
-    of_dense = dense.set_index("view")
-    for kind in dict.fromkeys(table.loc[table["rate"] == rate, "teacher"]):
-        rows = table[(table["rate"] == rate) & (table["teacher"] == kind)].set_index("view")
-        apart = rows["mean"] - of_dense["mean"].loc[rows.index]
-        beyond = apart.abs() > rows["half_width"] + of_dense["half_width"].loc[rows.index]
-        lower, higher = int((beyond & (apart < 0)).sum()), int((beyond & (apart > 0)).sum())
-        said.append(
-            f"With {rate:g} % pruned, the {kind} teacher's spread is lower under {lower} and higher under {higher} of {len(rows)} "
-            "views by more than the two intervals."
-        )
-    return " ".join(said)

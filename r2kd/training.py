@@ -16,8 +16,9 @@ from .arm import Arm
 from .batch import Teachers
 from .config import Config, DistillConfig, TeacherConfig, acting_data
 from .data import ImageData
-from .loop import run_epochs
+from .loop import run_epochs, whereabouts
 from .parts import Data
+from .progress import interruptible
 from .runs import Run
 
 __all__ = ["DistillConfig", "TeacherConfig", "distill", "distill_all", "open_data", "resolve_device", "train_teacher"]
@@ -153,7 +154,7 @@ def _train_together(
     try:
         for i, (run, config) in enumerate(missing.items()):
             arms.append(_start(config, run, images, device, lanes[i % len(lanes)]))
-        with acceleration.exact():
+        with acceleration.exact(), interruptible(lambda: whereabouts(arms)):
             run_epochs(arms, images, teachers, progress)
         failures = [arm.failure for arm in arms if arm.failure]
         for failure in failures:

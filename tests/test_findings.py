@@ -1,4 +1,4 @@
-from r2kd import data, experiments, figures, findings, stats, teachers
+from r2kd import data, experiments, figures, findings, stats, teachers, words
 from r2kd.profiles import GRID
 
 import numpy as np
@@ -46,7 +46,7 @@ def test_of_arms_that_are_not_trained_yet_nothing_is_said(study):
     few = results(study, {}).query("arm in ['KD cutmixpick', 'R2KD cutmixpick', 'R2KD, released']")
     found = findings.grid(study, few)
     assert found[["contrast", "kind", "view"]].values.tolist() == [["R2KD - KD", "distance", "cutmixpick"]]
-    assert findings.grid_words(found) == []
+    assert words.views(found) == []
     assert len(findings.comparisons(study, few)) == 3 and findings.comparisons(study, few[:0]).empty
 
 
@@ -59,7 +59,7 @@ def test_without_an_identity_view_the_control_is_having_none():
 
 def test_the_sentence_of_the_grid_calls_help_and_hurt_what_the_table_does(study):
     table = findings.grid(study, results(study, {"KD mixup": 2, "KD cutmix": -2}))
-    kd, r2kd = findings.grid_words(table)
+    kd, r2kd = words.views(table)
     assert (
         kd.startswith("KD: mixup (+")
         and "helps; cutmix (-" in kd
@@ -75,8 +75,8 @@ def test_the_designed_comparisons_are_paired_and_one_family(study):
     assert told.loc[("R2KD, released", "DKD"), "verdict"] == "lower"
     assert told.loc[("R2KD, released", "DIST"), "verdict"] == "higher"
     assert told.loc[("R2KD cutmixpick", "KD cutmixpick"), "verdict"] == "not told apart"
-    words = findings.comparison_words(table)
-    assert words[1].startswith("R2KD, released is below DKD: -") and words[1].endswith(
+    said = words.compared(table)
+    assert said[1].startswith("R2KD, released is below DKD: -") and said[1].endswith(
         "points (n = 6, adjusted p < 0.001)."
     )
 
@@ -118,12 +118,12 @@ def test_a_teachers_spread_beside_the_gains_of_its_students(study):
     )
     joined = findings.spread_and_gain(spread, table)
     assert len(joined) == 10 and joined["rank_correlation"].tolist() == pytest.approx([-1] * 10)
-    assert "rank correlation -1.00 over 5 views (p = 0.02)" in findings.spread_words(joined)
-    assert "pruned teacher's spread is lower under 7 and higher under 0 of 7" in teachers.spread_words(spread, 10)
+    assert "rank correlation -1.00 over 5 views (p = 0.02)" in words.answer_spread_gain(joined)
+    assert "pruned teacher's spread is lower under 7 and higher under 0 of 7" in words.spread(spread, 10)
 
 
 def test_flattery_is_of_all_runs(study):
-    assert "0.25 points above the last on average (0.25 to 0.25)" in findings.flattery_words(results(study, {}))
+    assert "0.25 points above the last on average (0.25 to 0.25)" in words.flattery(results(study, {}))
 
 
 def test_a_mean_answer_varies_as_its_groups_do():

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from r2kd import __main__, experiments, fidelity, findings, published, teachers
+from r2kd import __main__, experiments, fidelity, published, words
 
 import pandas as pd
 import pytest
@@ -16,15 +16,15 @@ STUDY = ROOT / "figures" / "cifar100" / "small-res20_res8"
 
 def sentences() -> set[str]:
     """Every sentence that the committed tables of the study allow."""
-    found = set(findings.comparison_words(pd.read_csv(STUDY / "comparisons.csv")))
+    found = set(words.compared(pd.read_csv(STUDY / "comparisons.csv")))
     for name in ("grid", "grid_corrupted"):
         if (STUDY / f"{name}.csv").exists():
-            found |= set(findings.grid_words(pd.read_csv(STUDY / f"{name}.csv")))
+            found |= set(words.views(pd.read_csv(STUDY / f"{name}.csv")))
     if (STUDY / "answer_spread.csv").exists():
-        found.add(teachers.spread_words(pd.read_csv(STUDY / "answer_spread.csv"), 10))
+        found.add(words.spread(pd.read_csv(STUDY / "answer_spread.csv"), 10))
     if (STUDY / "robust_comparisons.csv").exists():
         for measure, rows in pd.read_csv(STUDY / "robust_comparisons.csv").groupby("measure"):
-            found |= {f"{findings.MEASURED[measure]}: {words}" for words in findings.comparison_words(rows)}
+            found |= {f"{words.MEASURED[measure]}: {said}" for said in words.compared(rows)}
     return found
 
 

@@ -500,6 +500,25 @@ def test_nothing_of_a_training_is_left_when_it_ends_and_its_graphs_go_together(
     assert len(set(released)) == 3  # two lanes for the students, one for their teachers
 
 
+def test_an_interrupt_is_two_lines_in_a_notebook_and_says_where_it_was(teacher, images, tmp_path, monkeypatch):
+    step = Arm.step
+
+    def stopped(arm, given):
+        if arm.epoch == 1 and arm.config.method.name == "kd":
+            raise KeyboardInterrupt
+        step(arm, given)
+
+    configs = [student(teacher, tmp_path, method=name, epochs=3) for name in ("r2kd", "kd")]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as stop:
+        patched.setattr(Arm, "step", stopped)
+        training.distill_all(configs, images, progress=False)
+    said = stop.value._render_traceback_()
+    assert said[0] == "interrupted in epoch 2 of 3 (2 students, seed 0); all that was finished is kept"
+    assert said[1:] == ["run the cell again to go on"]
+    run, _ = training.distill_all(configs, images, progress=False)
+    assert run.metrics["epoch"].tolist() == [1, 2, 3] and len(run.starts) == 2
+
+
 def test_through_lanes_and_graphs_as_on_a_gpu_the_students_are_the_same(teacher, images, tmp_path, monkeypatch):
     """A graph reads the tensors that it was captured with, and writes over what it returned."""
     replays = []

@@ -1,0 +1,339 @@
+"""What may be said, in sentences, from tables alone: of each figure for figures/README.md and the report, and of more in notebooks.
+
+A sentence names extremes and intervals; where a family of verdicts stands in the table, it says no more than the verdicts.
+"""
+
+from collections.abc import Callable
+from itertools import permutations
+
+import pandas as pd
+
+from . import stats
+
+MEASURED = {"corrupted": "Under corruption", "residual": "At equal clean accuracy", "attacked": "Under attack"}
+TELLS = {
+    "higher": "is above",
+    "lower": "is below",
+    "not told apart": "is not told apart from",
+    "too few seeds": "has too few seeds yet to be told from",
+}
+
+
+def seen(name: str, table: pd.DataFrame) -> str:
+    """Of the figure of this name. Raises ValueError for an unknown name."""
+    if name not in SEEN:
+        raise ValueError(f"no words for a figure {name!r}; known: {', '.join(SEEN)}")
+    return SEEN[name](table)
+
+
+def value(row: pd.Series, unit: str = " %", digits: int = 1) -> str:
+    """ "43.8 ± 2.8 %"; of one seed without the interval."""
+    half_width = "" if pd.isna(row["half_width"]) else f" ± {row['half_width']:.{digits}f}"
+    return f"{row['mean']:.{digits}f}{half_width}{unit}"
+
+
+def _ends(table: pd.DataFrame, unit: str = " %", digits: int = 1) -> str:
+    """The arms with the highest and the lowest mean; the arm, where there is one."""
+    if len(table) == 1:
+        return f"{table['arm'].iloc[0]} ({value(table.iloc[0], unit, digits)})"
+    highest, lowest = (table.loc[getattr(table["mean"], find)()] for find in ("idxmax", "idxmin"))
+    return f"highest {highest['arm']} ({value(highest, unit, digits)}), lowest {lowest['arm']} ({value(lowest, unit, digits)})"
+
+
+def _beyond(table: pd.DataFrame) -> str:
+    """How many differences have an interval without 0."""
+    apart = table["mean"].abs() > table["half_width"]
+    return f"{int(apart.sum())} of {len(table)} intervals leave out 0 (unadjusted)"
+
+
+def pruning_accuracy(table: pd.DataFrame) -> str:
+    wide = table.pivot(index="rate", columns="batchnorm", values="top1")
+    gap = (wide["batch"] - wide["running"]).idxmax()
+    return (
+        f"Unpruned the teacher has {wide['running'].iloc[0]:.1f} % (with the batch's statistics {wide['batch'].iloc[0]:.1f} %). "
+        f"The two ways to ask are furthest apart at {gap:g} % pruned: batch {wide['batch'][gap]:.1f} %, running {wide['running'][gap]:.1f} %."
+    )
+
+
+def pruning_outputs(table: pd.DataFrame) -> str:
+    running = table[table["batchnorm"] == "running"]
+    surest = running.loc[running["confidence"].idxmax()]
+    return (
+        f"With running statistics the copy is surest of itself at {surest['rate']:g} % pruned: mean confidence "
+        f"{surest['confidence']:.2f}, and {surest['top1']:.1f} % right."
+    )
+
+
+def pruning_layers(table: pd.DataFrame) -> str:
+    least, most = table["threshold"].min(), table["threshold"].max()
+    return (
+        f"Every layer loses the same share, {100 * table['sparsity'].median():.0f} %; the smallest weight that is left lies between "
+        f"{least:.2g} and {most:.2g}, by the layer's scale."
+    )
+
+
+def teacher_mixture(table: pd.DataFrame) -> str:
+    wide = table.pivot(index="view", columns="teacher", values=["entropy", "top1"])
+    surer = int((wide["entropy"]["pruned"] < wide["entropy"]["dense"]).sum())
+    hardest = wide["top1"]["dense"].idxmin()
+    return (
+        f"The pruned copy's mean entropy is above the dense teacher's under {len(wide) - surer} of {len(wide)} views. The dense "
+        f"teacher names the fewest labels under {hardest}, {wide['top1']['dense'][hardest]:.1f} %."
+    )
+
+
+def distances(table: pd.DataFrame) -> str:
+    scaled = table[(table["perturbation"] == table["perturbation"].iloc[0]) & (table["amount"] != 1)]
+    most = scaled.groupby("distance", sort=False)["relative"].max()
+    return f"Scaled logits move each distance up to this share of its largest: {', '.join(f'{name} {share:.2f}' for name, share in most.items())}."
+
+
+def answer_spread(table: pd.DataFrame) -> str:
+    rates = table.loc[table["rate"] > 0, "rate"]
+    return spread(table, rates.min())
+
+
+def students(table: pd.DataFrame) -> str:
+    return f"Last epoch: {_ends(table)}; the teacher has {table['teacher_top1'].iloc[0]:.1f} %. Neighbours may be the same."
+
+
+def training_curves(table: pd.DataFrame) -> str:
+    wide = table.pivot(index="epoch", columns="arm", values="mean")
+    drops = [float(word) for word in str(table["drops"].iloc[0]).split()]
+    settled = wide[wide.index > max(drop for drop in drops if drop < wide.index.max())] if len(wide) > 1 else wide
+    moved = (settled.max() - settled.min()).max()
+    return f"After the last drop of the learning rate each student's mean stays within {moved:.1f} points."
+
+
+def grid(table: pd.DataFrame) -> str:
+    return " ".join(views(table)) or "No view can be compared with its control yet."
+
+
+def comparisons(table: pd.DataFrame) -> str:
+    told = [
+        f"{row['arm']} {'above' if row['mean'] > 0 else 'below'} {row['other']} ({value(row, '', 2)})"
+        for _, row in table.iterrows()
+        if row["verdict"] in ("higher", "lower")
+    ]
+    rest = f"{len(table) - len(told)} of {len(table)} pairs are not told apart"
+    return f"{'; '.join(told)}; {rest}." if told else f"{rest}."
+
+
+def robust_comparisons(table: pd.DataFrame) -> str:
+    parts = table.groupby("measure", sort=False)
+    return " ".join(f"{MEASURED[name]}: {comparisons(rows)}" for name, rows in parts)
+
+
+def pruning_gain(table: pd.DataFrame) -> str:
+    return f"The pruned teacher adds, in points: {_ends(table, '')}; {_beyond(table)}."
+
+
+def best_epoch(table: pd.DataFrame) -> str:
+    return f"The best epoch on the test images flatters each student, in points: {_ends(table, '', 2)}."
+
+
+def measures(table: pd.DataFrame) -> str:
+    units = {
+        "Negative log-likelihood": ("loss", " nats", 2),
+        "Calibration error": ("ece", " %", 1),
+        "Agreement with the teacher": ("agreement", " %", 1),
+        "Rank correlation with it": ("rank_correlation", "", 2),
+    }
+    found = {name: (table[table["measure"] == of], unit, digits) for name, (of, unit, digits) in units.items()}
+    return " ".join(f"{name}: {_ends(*how)}." for name, how in found.items() if len(how[0]))
+
+
+def answer_spread_gain(table: pd.DataFrame) -> str:
+    """Whether the views of a lower spread are those that add more: rank correlations, and how often chance alone gives as much."""
+    said = []
+    for method, rows in table.groupby("method", sort=False):
+        if len(rows) < 3:
+            continue
+        found, p = rows["rank_correlation"].iloc[0], _chance(rows)
+        said.append(f"{method}: rank correlation {found:+.2f} over {len(rows)} views (p = {p:.2f})")
+    return f"Spread against gain: {'; '.join(said) or 'too few views to say'}. The claim is a negative one."
+
+
+def _chance(rows: pd.DataFrame) -> float:
+    """The share of all orders of the views whose rank correlation is at least as far from 0."""
+    spread, gain = rows["spread"].rank(), rows["mean"].rank()
+    found = abs(spread.corr(gain))
+    orders = [abs(spread.corr(pd.Series(order, index=spread.index))) for order in permutations(gain)]
+    return sum(other >= found - 1e-9 for other in orders) / len(orders)
+
+
+def robustness(table: pd.DataFrame) -> str:
+    means = table.groupby(["arm", "severity"], sort=False)["mean"].mean().unstack()
+    lost = means[means.columns.min()] - means[means.columns.max()]
+    return (
+        f"From clean to severity {means.columns.max():g}, over the families, {lost.idxmin()} loses least ({lost.min():.1f} points) and "
+        f"{lost.idxmax()} most ({lost.max():.1f})."
+    )
+
+
+def robustness_students(table: pd.DataFrame) -> str:
+    of = {name: rows.dropna(subset="mean") for name, rows in table.groupby("measure", sort=False)}
+    said = f"Mean accuracy under corruption: {_ends(of['corrupted'])}."
+    if len(of.get("residual", ())):
+        beyond = int((of["residual"]["mean"].abs() > of["residual"]["half_width"]).sum())
+        said += f" Beyond what clean accuracy explains, {beyond} of {len(of['residual'])} students lie off 0 by more than their interval."
+    return said
+
+
+def corruption_differences(table: pd.DataFrame) -> str:
+    overall = table[table["corruption"] == "all"]
+    return f"Mean over all corruptions, in points against {table['reference'].iloc[0]}: {_ends(overall, '')}; {_beyond(overall)}."
+
+
+def attacks(table: pd.DataFrame) -> str:
+    said = []
+    for name, rows in table.groupby("attack", sort=False):
+        radius = rows.loc[rows["epsilon"] > 0, "epsilon"].min()
+        unit = rows["unit"].iloc[0]
+        said.append(
+            f"{name} at {radius:g}{unit if isinstance(unit, str) else ''}: {_ends(rows[rows['epsilon'] == radius])}"
+        )
+    return f"{'; '.join(said)}."
+
+
+def reliability(table: pd.DataFrame) -> str:
+    first = table.drop_duplicates("arm").set_index("arm")
+    before, after = first["ece_before"], first["ece_after"]
+    return (
+        f"Calibration error from {before.min():.1f} % ({before.idxmin()}) to {before.max():.1f} % ({before.idxmax()}); after one "
+        f"temperature from {after.min():.1f} % to {after.max():.1f} %."
+    )
+
+
+def ambiguity(table: pd.DataFrame) -> str:
+    wide = table[table["measure"] == "top1"].pivot(index="arm", columns="bin", values="mean")
+    first, last = wide[wide.columns.min()], wide[wide.columns.max()]
+    lost = first - last
+    return (
+        f"From the fifth that the teacher is surest of to the one it is least sure of, accuracy falls by {lost.min():.1f} "
+        f"({lost.idxmin()}) to {lost.max():.1f} points ({lost.idxmax()})."
+    )
+
+
+def pruned_teachers(table: pd.DataFrame) -> str:
+    dense = table[table["teacher"] == "dense"].iloc[0]
+    said = []
+    for name, rows in table[table["teacher"] != "dense"].groupby("teacher", sort=False):
+        best = rows.loc[rows["corrupted"].idxmax()]
+        said.append(f"{name} at most {best['corrupted']:.1f} % ({best['rate']:g} % gone)")
+    return f"Dense {dense['clean']:.1f} % clean, {dense['corrupted']:.1f} % corrupted; corrupted, {', '.join(said)}."
+
+
+def label_noise(table: pd.DataFrame) -> str:
+    wide = table.pivot(index="arm", columns="rate", values="mean")
+    most = wide.columns.max()
+    lost = wide[wide.columns.min()] - wide[most]
+    return f"With {most:g} % of the labels flipped, accuracy falls by {', '.join(f'{fall:.1f} points ({arm})' for arm, fall in lost.items())}."
+
+
+def ablation(table: pd.DataFrame) -> str:
+    return f"Last epoch: {_ends(table[table['measure'] == 'top1'])}."
+
+
+def switch_effects(table: pd.DataFrame) -> str:
+    rows = table[table["measure"] == "top1"]
+    return " ".join(f"{row['arm']}: {value(row, ' points', 2)}, {row['verdict']}." for _, row in rows.iterrows())
+
+
+def published(table: pd.DataFrame) -> str:
+    there = table[table["status"] == "evaluated"]
+    if there.empty:
+        return f"None of the {len(table)} students is here."
+    best, worst = there.loc[there["top1"].idxmax()], there.loc[there["top1"].idxmin()]
+    said = [f"{row['pair']} with {row['augmentation']} ({row['top1']:.2f} %)" for row in (best, worst)]
+    return f"{len(there)} of {len(table)} students are here: from {said[1]} to {said[0]}, each its run's best epoch on this split."
+
+
+def published_robustness(table: pd.DataFrame) -> str:
+    means = table.groupby(["label", "augmentation"], sort=False)["value"].mean().unstack().dropna(how="all")
+    said = [
+        f"{' '.join(label.split())}: from {row.min():.1f} ({row.idxmin()}) to {row.max():.1f} ({row.idxmax()})"
+        for label, row in means.iterrows()
+    ]
+    return f"Means over the pairs. {'; '.join(said)}. One seed each: no ranking."
+
+
+def compared(table: pd.DataFrame) -> list[str]:
+    """A sentence a row of `comparisons`: the interval is of the one difference, p and verdict are adjusted."""
+    return [
+        f"{row.arm} {TELLS[row.verdict]} {row.other}: {row.mean:+.2f} ± {row.half_width:.2f} points "
+        f"(n = {row.n}, adjusted p {'< 0.001' if row.p_holm < 0.001 else f'= {row.p_holm:.3f}'})."
+        for row in table.itertuples()
+    ]
+
+
+def views(table: pd.DataFrame) -> list[str]:
+    """A sentence a distance: which views help it, which hurt it, and how large an effect of the others could hide."""
+    said = []
+    for method, rows in table[table["kind"] == "view"].groupby("contrast", sort=False):
+        parts = []
+        for verdict, word in (("higher", "help"), ("lower", "hurt")):
+            if names := [f"{row.view} ({row.mean:+.1f})" for row in rows.itertuples() if row.verdict == verdict]:
+                parts.append(f"{_listed(names)} {word}{'s' if len(names) == 1 else ''}")
+        rest = rows[rows["verdict"] == "not told apart"]
+        if len(rest):
+            hidden = (rest["mean"].abs() + rest["half_width"]).max()
+            parts.append(
+                f"{_listed(list(rest['view']))} cannot be told from 0 (an effect of {hidden:.1f} points could hide)"
+            )
+        said.append(f"{method}: {'; '.join(parts)}.")
+    return said
+
+
+def spread(table: pd.DataFrame, rate: float) -> str:
+    """What a table of mean spreads (view, teacher, rate in percent, mean, half_width) says of the views, and of pruning at `rate`."""
+    dense = table[table["rate"] == 0].sort_values("mean")
+    order = ", ".join(f"{row.view} ({row.mean:.2f} %)" for row in dense.itertuples())
+    said = [f"By the dense teacher, from the lowest spread: {order}."]
+    of_dense = dense.set_index("view")
+    for kind in dict.fromkeys(table.loc[table["rate"] == rate, "teacher"]):
+        rows = table[(table["rate"] == rate) & (table["teacher"] == kind)].set_index("view")
+        apart = rows["mean"] - of_dense["mean"].loc[rows.index]
+        beyond = apart.abs() > rows["half_width"] + of_dense["half_width"].loc[rows.index]
+        lower, higher = int((beyond & (apart < 0)).sum()), int((beyond & (apart > 0)).sum())
+        said.append(
+            f"With {rate:g} % pruned, the {kind} teacher's spread is lower under {lower} and higher under {higher} of {len(rows)} "
+            "views by more than the two intervals."
+        )
+    return " ".join(said)
+
+
+def flattery(results: pd.DataFrame) -> str:
+    """How much the best epoch on the test images flatters, over all runs, and what validation images would choose."""
+    added = results["best_top1"] - results["last_top1"]
+    said = f"Over {len(added)} runs the best epoch is {added.mean():.2f} points above the last on average ({added.min():.2f} to {added.max():.2f})."
+    if "chosen_top1" in results:
+        chosen = (results["chosen_top1"] - results["last_top1"]).mean()
+        said += f" The epoch that the validation images choose is {chosen:+.2f} points from it."
+    return said
+
+
+def power(floor: tuple[float, int] | None) -> str:
+    """What so many seeds can find above a noise floor."""
+    if floor is None:
+        return "The pilot's records are not here."
+    told = ", ".join(f"{stats.detectable(floor[0], n):.2f} with {n}" for n in (3, 5, 10))
+    return (
+        f"Standard deviation of the difference: **{floor[0]:.2f} points** ({floor[1]} seeds). A paired test at 5 % then finds with 80 % "
+        f"chance a true difference of so many points: {told} seeds. Methods that differ in more vary more."
+    )
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+SEEN: dict[str, Callable[[pd.DataFrame], str]] = {
+    function.__name__: function
+    for function in (
+        *(pruning_accuracy, pruning_outputs, pruning_layers, teacher_mixture, distances, answer_spread),
+        *(students, training_curves, grid, comparisons, pruning_gain, best_epoch, measures, answer_spread_gain),
+        *(robustness, robustness_students, corruption_differences, robust_comparisons, attacks, reliability, ambiguity),
+        *(pruned_teachers, label_noise, ablation, switch_effects, published, published_robustness),
+    )
+} | {"grid_corrupted": grid}
