@@ -1,0 +1,182 @@
+"""Explorers: a figure under controls in a live JupyterLab, and a plain function of the controls' values anywhere.
+
+The picture is an output of its own, not a widget: the last one stays in the saved notebook, in its HTML, and for a reader
+without a kernel. JupyterLab sends a control's next value when the last one is drawn, so that only the newest waits.
+"""
+
+import io
+import os
+import threading
+from collections.abc import Callable, Mapping
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import Image, display
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from . import evaluation, figures, files
+from .augmentation import AUGMENTATIONS
+from .data import ImageData, Split
+from .pruning import BATCHNORM_MODES
+from .widgets import SHOWN, gallery, pixels, view_of
+
+SHOWN_CLASSES = 10
+WITHOUT_KERNEL = "Controls are here while the notebook runs in JupyterLab."
+
+
+class Explorer:
+    """A figure that its controls change: explorer(**values) -> Figure, of the controls' own values where none is given.
+
+    `name`: of the explorer, one in a notebook. `draw`: the values by name -> a Figure, best a kept one with its artists updated;
+    it is laid out once. As a cell's last line it shows itself: in JupyterLab under its controls, where an error of `draw` is a line
+    below them; the first picture alone where `run_all.py` executes the notebook and nobody moves a slider.
+    """
+
+    def __init__(self, name: str, draw: Callable[..., Figure], /, **controls: ipywidgets.ValueWidget) -> None:
+        self.name, self.draw, self.controls = name, draw, controls
+        self.said = ipywidgets.Label()
+        self._drawing = threading.Lock()  # JupyterLab's controls speak to another thread than its cells
+
+    def __call__(self, **values) -> Figure:
+        return self.draw(**{name: control.value for name, control in self.controls.items()} | values)
+
+    def png(self) -> bytes:
+        """The picture of the controls' values."""
+        with self._drawing:
+            return png(self())
+
+    def _ipython_display_(self) -> None:
+        first = Image(self.png())
+        if os.environ.get("R2KD_PROGRESS") == "text":
+            display(first)
+            return
+        display(self._panel()._repr_mimebundle_() | {"text/plain": WITHOUT_KERNEL}, raw=True)
+        self._picture = display(first, display_id=True)
+        for control in self.controls.values():
+            control.observe(self._changed, "value")
+
+    def _panel(self) -> ipywidgets.Box:
+        """The controls, with labels that can be read, as many in a row as there is room for; the last panel of the name is gone."""
+        if self.name in _PANELS:
+            _PANELS.pop(self.name).close()
+        for name, control in self.controls.items():
+            control.description = control.description or name.replace("_", " ")
+            control.style.description_width, control.layout.width = "9em", "26em"
+        row = ipywidgets.Box([*self.controls.values()], layout=ipywidgets.Layout(flex_flow="row wrap"))
+        _PANELS[self.name] = ipywidgets.VBox([row, self.said], model_id=f"r2kd-{self.name}")
+        return _PANELS[self.name]
+
+    def _changed(self, change: dict) -> None:
+        try:
+            self._picture.update(Image(self.png()))
+            self.said.value = ""
+        except Exception as error:  # whatever it is, it is said where the reader looks
+            self.said.value = f"{type(error).__name__}: {files.first_line(error)}"
+
+
+_PANELS: dict[str, ipywidgets.Widget] = {}
+
+
+def png(figure: Figure) -> bytes:
+    """Rendered fast. The first time lays the figure out, which takes longer than to draw it; it stays so."""
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content, pil_kwargs={"compress_level": 1})  # savefig draws twice
+    figure.set_layout_engine("none")
+    return content.getvalue()
+
+
+def augmentation(images: ImageData, teacher: nn.Module) -> Explorer:
+    """Eight training images and their augmented view, of one draw for the batch; a menu chooses the view, a slider the draw."""
+    clean = images.normalize(images.train.images[: 2 * SHOWN])
+    figure = gallery([("clean", clean), ("view", clean)], images)
+    panels = figure.axes[SHOWN:]
+
+    def show(view: str, draw: int) -> Figure:
+        for panel, image in zip(panels, view_of(view, clean, images, teacher, draw), strict=False):
+            panel.images[0].set_data(pixels(image, images))
+        panels[0].set_title(AUGMENTATIONS[view].label, loc="left", fontsize=9)
+        return figure
+
+    return Explorer(
+        "augmentation",
+        show,
+        view=ipywidgets.Dropdown(
+            options=[(entry.label, name) for name, entry in AUGMENTATIONS.items()], value="cutmix"
+        ),
+        draw=ipywidgets.IntSlider(value=2, min=0, max=20),
+    )
+
+
+def pruning(
+    images: ImageData,
+    test: Split,
+    answers: Mapping[tuple[int, str], Tensor],
+    quality: pd.DataFrame,
+    dense_weight: float = 0.7,
+    temperature: float = 4.0,
+) -> Explorer:
+    """What the dense teacher, its pruned copy and their mixture say of an image: bars of the classes, surest first, and a marker on
+    the curve of accuracy.
+
+    `answers`: by rate in percent and BatchNorm's statistics, "running" or "batch", the logits (N, C) of the first N images of
+    `test`; those of the dense teacher at (0, "running"). `quality`: rate, batchnorm, top1 in percent.
+    """
+    many, places = images.num_classes > SHOWN_CLASSES, np.arange(min(SHOWN_CLASSES, images.num_classes))
+    with rc_context(figures.STYLE):
+        figure = Figure(figsize=(11, 3.2), layout="constrained")
+        picture, bars, curve = figure.subplots(1, 3, width_ratios=(1, 3.4, 2))
+        shown = picture.imshow(_photograph(test, 0))
+        picture.set_axis_off()
+        looks = zip(("dense", "pruned", "mixed"), figures.COLOURS, ("", "///", "..."), strict=False)
+        heights = [
+            bars.bar(places + 0.27 * i - 0.27, 0, width=0.27, label=label, color=colour, hatch=hatch, edgecolor="0.2")
+            for i, (label, colour, hatch) in enumerate(looks)
+        ]
+        bars.set_xticks(places, [images.classes[i] for i in places], rotation=30)
+        bars.grid(axis="x", visible=False)
+        bars.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+        for (mode, rows), line in zip(quality.groupby("batchnorm"), figures.LINES, strict=False):
+            curve.plot(rows["rate"], rows["top1"], line, color="0.3", label=f"{mode} statistics")
+        (marker,) = curve.plot(0, quality["top1"].max(), "o", color=figures.COLOURS[1], markersize=9)
+        curve.set(xlabel="weights pruned (%)", ylabel="test accuracy (%)")
+        curve.legend()
+
+    def show(image: int, pruned: int, statistics: str, dense_weight: float, temperature: float) -> Figure:
+        dense, sparse = answers[0, "running"][image], answers[pruned, statistics][image]
+        logits = torch.stack((dense, sparse, dense_weight * dense + (1 - dense_weight) * sparse)) / temperature
+        p, entropies = logits.softmax(1), evaluation.entropy(logits).tolist()
+        order = p.amax(0).topk(SHOWN_CLASSES).indices if many else torch.arange(images.num_classes)
+        order = order[p[0, order].argsort(descending=True)] if many else order
+        for of, values in zip(heights, p[:, order].tolist(), strict=True):
+            for bar, value in zip(of, values, strict=True):
+                bar.set_height(value)
+        bars.set_xticks(places, [images.classes[i] for i in order.tolist()])
+        bars.set(ylim=(0, 1.1 * float(p.max())), ylabel=f"probability at T = {temperature:g}")
+        bars.set_title("entropy " + ", ".join(f"{value:.2f}" for value in entropies) + " nats", loc="left", fontsize=9)
+        shown.set_data(_photograph(test, image))
+        picture.set_title(images.classes[int(test.labels[image])])
+        at = quality[(quality["rate"] == pruned) & (quality["batchnorm"] == statistics)]
+        marker.set_data(at["rate"], at["top1"])
+        return figure
+
+    return Explorer(
+        "pruning",
+        show,
+        image=ipywidgets.IntSlider(value=0, min=0, max=len(answers[0, "running"]) - 1),
+        pruned=ipywidgets.SelectionSlider(
+            options=[(f"{rate} %", rate) for rate in sorted({rate for rate, _ in answers})], value=50
+        ),
+        statistics=ipywidgets.ToggleButtons(options=list(BATCHNORM_MODES), description="BatchNorm"),
+        dense_weight=ipywidgets.FloatSlider(value=dense_weight, min=0, max=1, step=0.05),
+        temperature=ipywidgets.FloatSlider(value=temperature, min=1, max=8, step=0.5),
+    )
+
+
+def _photograph(split: Split, index: int) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    return split.images[index].permute(1, 2, 0).cpu().numpy()
