@@ -23,7 +23,7 @@ from . import evaluation, figures, files
 from .augmentation import AUGMENTATIONS
 from .data import ImageData, Split
 from .pruning import BATCHNORM_MODES
-from .widgets import SHOWN, gallery, pixels, view_of
+from .widgets import SHOWN, few, gallery, pixels, view_of
 
 SHOWN_CLASSES = 10
 WITHOUT_KERNEL = "Controls are here while the notebook runs in JupyterLab."
@@ -92,7 +92,7 @@ def png(figure: Figure) -> bytes:
 
 def augmentation(images: ImageData, teacher: nn.Module) -> Explorer:
     """Eight training images and their augmented view, of one draw for the batch; a menu chooses the view, a slider the draw."""
-    clean = images.normalize(images.train.images[: 2 * SHOWN])
+    clean = images.normalize(few(images).images[:])
     figure = gallery([("clean", clean), ("view", clean)], images)
     panels = figure.axes[SHOWN:]
 
@@ -108,7 +108,7 @@ def augmentation(images: ImageData, teacher: nn.Module) -> Explorer:
         view=ipywidgets.Dropdown(
             options=[(entry.label, name) for name, entry in AUGMENTATIONS.items()], value="cutmix"
         ),
-        draw=ipywidgets.IntSlider(value=2, min=0, max=20),
+        draw=ipywidgets.IntSlider(value=27, min=0, max=40),
     )
 
 

@@ -108,15 +108,12 @@ def _readable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def _summary(study: Path) -> str:
     """What one sees in the main figures, and what their numbers rest on."""
-    found = {name: tables.read(study / f"{name}.csv") for name in SUMMARY if (study / f"{name}.csv").is_file()}
-    if not found:
+    said = words.told(study, SUMMARY)
+    if not said:
         return '<h2 id="summary">What was found</h2><p>No figure of a study is here.</p>'
-    said = [
-        f"<li><b>{name.replace('_', ' ').capitalize()}.</b> {html.escape(words.seen(name, table))}</li>"
-        for name, table in found.items()
-    ]
-    rest = html.escape(next(iter(found.values()))["caption"].iloc[0])
-    return f'<h2 id="summary">What was found</h2><p>{rest}.</p><ul>{"".join(said)}</ul>'
+    rest = next(tables.read(path) for name in SUMMARY if (path := study / f"{name}.csv").is_file())["caption"].iloc[0]
+    points = "".join(f"<li><b>{title}.</b> {html.escape(text)}</li>" for title, text in said.items())
+    return f'<h2 id="summary">What was found</h2><p>{html.escape(rest)}.</p><ul>{points}</ul>'
 
 
 def _contents(headings: list[tuple[int, str, str]]) -> str:

@@ -7,15 +7,20 @@ from torch import nn
 
 from . import robustness
 from .augmentation import AUGMENTATIONS, augment
-from .data import ImageData
+from .data import ImageData, Split
 from .randomness import generator
 
 SHOWN = 8
 
 
-def show_augmentations(images: ImageData, teacher: nn.Module, draw: int = 2, **switches: str) -> Figure:
+def few(images: ImageData) -> Split:
+    """Some training images, of all classes: a set may have them class by class."""
+    return images.train.subset(2 * SHOWN)
+
+
+def show_augmentations(images: ImageData, teacher: nn.Module, draw: int = 27, **switches: str) -> Figure:
     """Eight training images and each of their augmented views; `draw` seeds them, `switches` are draws and pick."""
-    clean = images.normalize(images.train.images[: 2 * SHOWN])
+    clean = images.normalize(few(images).images[:])
     drawn = [entry for entry in AUGMENTATIONS.values() if entry.drawn]
     rows = [(entry.label, view_of(entry.name, clean, images, teacher, draw, **switches)) for entry in drawn]
     return gallery([("clean", clean), *rows], images)
@@ -44,11 +49,11 @@ def show_corruptions(images: ImageData, index: int = 0, severity: int = 3, colum
 def view_of(
     name: str, clean: torch.Tensor, images: ImageData, teacher: nn.Module, draw: int, **switches: str
 ) -> torch.Tensor:
-    """(B, 3, H, W): the view of a normalised batch, of the first training images; `draw` seeds it, `switches` are its options."""
+    """(B, 3, H, W): the view of a normalised batch, that of `few`; `draw` seeds it, `switches` are its options."""
     view = AUGMENTATIONS.choose(name)
     view = view.with_options(**{switch: value for switch, value in switches.items() if switch in view})
     context = {"mean": images.mean, "std": images.std, "policy": images.policy, "teacher": teacher}
-    context |= {"target": images.train.labels[: len(clean)], "epoch": torch.tensor(1.0)}
+    context |= {"target": few(images).labels, "epoch": torch.tensor(1.0)}
     with torch.inference_mode():
         return augment(view, clean, generator(draw, name), **context)[0]
 

@@ -3,12 +3,13 @@
 A sentence names extremes and intervals; where a family of verdicts stands in the table, it says no more than the verdicts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import permutations
+from pathlib import Path
 
 import pandas as pd
 
-from . import stats
+from . import stats, tables
 
 MEASURED = {"corrupted": "Under corruption", "residual": "At equal clean accuracy", "attacked": "Under attack"}
 TELLS = {
@@ -24,6 +25,21 @@ def seen(name: str, table: pd.DataFrame) -> str:
     if name not in SEEN:
         raise ValueError(f"no words for a figure {name!r}; known: {', '.join(SEEN)}")
     return SEEN[name](table)
+
+
+def told(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """What one sees in those of the figures that lie in a folder, by title."""
+    there = {name: folder / f"{name}.csv" for name in names}
+    return {
+        name.replace("_", " ").capitalize(): seen(name, tables.read(path))
+        for name, path in there.items()
+        if path.is_file()
+    }
+
+
+def conclusions(folder: Path, *names: str) -> str:
+    """The same as a list in Markdown."""
+    return "\n".join(f"- **{title}.** {said}" for title, said in told(folder, names).items()) or "Nothing was measured."
 
 
 def value(row: pd.Series, unit: str = " %", digits: int = 1) -> str:

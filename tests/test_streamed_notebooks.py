@@ -1,5 +1,7 @@
 """Every notebook on folders of images that memory does not hold: their cells one after the other, in one kernel."""
 
+import re
+
 from r2kd import models, published
 
 import nbformat
@@ -43,7 +45,10 @@ def tiny_imagenet(tmp_path):
 
 
 def in_one(notebooks):
-    """One notebook of the cells of all, with the parameters of the last; a study's images are looked at when they are opened."""
+    """One notebook of the cells of all and the answers to their exercises, with the parameters of the last.
+
+    A study's images are looked at when they are opened.
+    """
     looked_at = "assert isinstance(images.test.images, data.ImageFiles), images.name"
     cells = [cell for notebook in notebooks for cell in nbformat.read(notebook, as_version=4).cells]
     *_, parameters = (cell for cell in cells if cell.metadata.get("tags") == ["parameters"])
@@ -52,6 +57,10 @@ def in_one(notebooks):
         if cell.cell_type == "code" and cell.metadata.get("tags") != ["parameters"]:
             loaded = "images = study.open_data()" in cell.source or "data.load(" in cell.source
             made += [cell, nbformat.v4.new_code_cell(looked_at)] if loaded else [cell]
+        if cell.source.startswith("## Exercises"):
+            answers = re.findall(r"```python\n(.*?)```", cell.source, re.S)
+            assert answers
+            made += [nbformat.v4.new_code_cell(answer) for answer in answers]
     assert [cell.source for cell in made].count(looked_at) == len(notebooks)
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     return nbformat.v4.new_notebook(cells=made, metadata=kernel)

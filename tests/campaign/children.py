@@ -10,7 +10,9 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
+from threading import RLock, Thread
+
+from r2kd.progress import tqdm
 
 EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -95,6 +97,9 @@ class Child:
         try:
             for (_, end), number in zip(self.pipes, (1, 2), strict=True):
                 os.dup2(end, number)
+            tqdm.set_lock(
+                RLock()
+            )  # its own is shared by forks: one that is killed while it holds it would stop all others
             sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
             faulthandler.dump_traceback_later(HANGS - 10)  # where it is, if it hangs
             counted = _watch(self.moment) if self.moment else []
