@@ -283,6 +283,33 @@ def compared(table: pd.DataFrame) -> list[str]:
     ]
 
 
+def abstract(comparisons: pd.DataFrame, robust: pd.DataFrame, grid: pd.DataFrame) -> list[str]:
+    """Three sentences: what of the paper's abstract the study's tables support, clean and corrupted, and what they contradict."""
+    distance, pruned = ("R2KD cutmixpick", "KD cutmixpick"), ("R2KD, released", "R2KD cutmixpick")
+    whole = ("R2KD, released", "KD cutmixpick")
+    of = dict(tuple(robust.groupby("measure")))
+    beyond = [
+        f"{MEASURED[name][0].lower()}{MEASURED[name][1:]} {_claim(of[name], *whole)}" for name in MEASURED if name in of
+    ]
+    return [
+        f"Clean: correlation distance in place of KL divergence, under the same augmentation, {_claim(comparisons, *distance)}; the "
+        f"pruned teacher in the mixture {_claim(comparisons, *pruned)}.",
+        "That augmentation hurts KL divergence and helps correlation distance: "
+        f"{' '.join(views(grid)) or 'the students that would tell are not trained yet.'}",
+        f"R2KD as released against KD with the same augmentation: {'; '.join(beyond)}.",
+    ]
+
+
+def _claim(table: pd.DataFrame, arm: str, other: str) -> str:
+    """What a pair of a table of comparisons says of the claim that the first is better."""
+    rows = table[(table["arm"] == arm) & (table["other"] == other)]
+    if rows.empty:
+        return "is not measured yet"
+    row = rows.iloc[0]
+    verdict = {"higher": "supported", "lower": "contradicted"}.get(row["verdict"], "not told apart from 0")
+    return f"adds {row['mean']:+.2f} ± {row['half_width']:.2f} points (n = {row['n']}): {verdict}"
+
+
 def views(table: pd.DataFrame) -> list[str]:
     """A sentence a distance: which views help it, which hurt it, and how large an effect of the others could hide."""
     said = []

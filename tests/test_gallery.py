@@ -55,6 +55,26 @@ def test_the_highest_and_the_lowest_are_those_of_the_table():
     assert said.startswith("Last epoch: highest b (3.0 %), lowest c (1.0 ± 0.5 %); the teacher has 9.0 %.")
 
 
+def test_of_the_abstract_is_supported_what_the_verdict_says():
+    def rows(*verdicts):
+        pairs = [
+            ("R2KD cutmixpick", "KD cutmixpick"),
+            ("R2KD, released", "R2KD cutmixpick"),
+            ("R2KD, released", "KD cutmixpick"),
+        ]
+        found = [(*pair, 1.5, 0.5, 7, verdict) for pair, verdict in zip(pairs, verdicts, strict=False)]
+        return pd.DataFrame(found, columns=["arm", "other", "mean", "half_width", "n", "verdict"])
+
+    robust = rows("higher", "lower", "too few seeds").assign(measure="corrupted")
+    clean, grid, corrupted = words.abstract(rows("higher", "lower"), robust, pd.DataFrame({"kind": [], "contrast": []}))
+    assert "same augmentation, adds +1.50 ± 0.50 points (n = 7): supported; the pruned" in clean
+    assert clean.endswith("mixture adds +1.50 ± 0.50 points (n = 7): contradicted.")
+    assert grid.endswith("the students that would tell are not trained yet.")
+    assert corrupted.endswith("under corruption adds +1.50 ± 0.50 points (n = 7): not told apart from 0.")
+    nothing = words.abstract(rows(), rows().assign(measure=[]), pd.DataFrame({"kind": [], "contrast": []}))
+    assert nothing[0].count("is not measured yet") == 2
+
+
 def test_each_seed_stands_beside_its_mean():
     table = pd.DataFrame({"arm": list("aaab"), "v": [1.25, np.nan, 3, 4]})
     assert stats.mean_interval(table, ["arm"], "v")["each"].tolist() == ["1.25 3", "4"]
