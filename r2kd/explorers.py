@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from . import evaluation, figures, files
+from . import drawings, evaluation, files
 from .augmentation import AUGMENTATIONS
 from .data import ImageData, Split
 from .pruning import BATCHNORM_MODES
@@ -127,12 +127,12 @@ def pruning(
     `test`; those of the dense teacher at (0, "running"). `quality`: rate, batchnorm, top1 in percent.
     """
     many, places = images.num_classes > SHOWN_CLASSES, np.arange(min(SHOWN_CLASSES, images.num_classes))
-    with rc_context(figures.STYLE):
+    with rc_context(drawings.STYLE):
         figure = Figure(figsize=(11, 3.2), layout="constrained")
         picture, bars, curve = figure.subplots(1, 3, width_ratios=(1, 3.4, 2))
         shown = picture.imshow(_photograph(test, 0))
         picture.set_axis_off()
-        looks = zip(("dense", "pruned", "mixed"), figures.COLOURS, ("", "///", "..."), strict=False)
+        looks = zip(("dense", "pruned", "mixed"), drawings.COLOURS, ("", "///", "..."), strict=False)
         heights = [
             bars.bar(places + 0.27 * i - 0.27, 0, width=0.27, label=label, color=colour, hatch=hatch, edgecolor="0.2")
             for i, (label, colour, hatch) in enumerate(looks)
@@ -140,9 +140,9 @@ def pruning(
         bars.set_xticks(places, [images.classes[i] for i in places], rotation=30)
         bars.grid(axis="x", visible=False)
         bars.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
-        for (mode, rows), line in zip(quality.groupby("batchnorm"), figures.LINES, strict=False):
+        for (mode, rows), line in zip(quality.groupby("batchnorm"), drawings.LINES, strict=False):
             curve.plot(rows["rate"], rows["top1"], line, color="0.3", label=f"{mode} statistics")
-        (marker,) = curve.plot(0, quality["top1"].max(), "o", color=figures.COLOURS[1], markersize=9)
+        (marker,) = curve.plot(0, quality["top1"].max(), "o", color=drawings.COLOURS[1], markersize=9)
         curve.set(xlabel="weights pruned (%)", ylabel="test accuracy (%)")
         curve.legend()
 
