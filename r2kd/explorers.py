@@ -58,7 +58,7 @@ class Explorer:
         display(self._panel()._repr_mimebundle_() | {"text/plain": WITHOUT_KERNEL}, raw=True)
         self._picture = display(first, display_id=True)
         for control in self.controls.values():
-            control.observe(self._changed, "value")
+            control.observe(lambda _: self.refresh(), "value")
 
     def _panel(self) -> ipywidgets.Box:
         """The controls, with labels that can be read, as many in a row as there is room for; the last panel of the name is gone."""
@@ -71,7 +71,8 @@ class Explorer:
         _PANELS[self.name] = ipywidgets.VBox([row, self.said], model_id=f"r2kd-{self.name}")
         return _PANELS[self.name]
 
-    def _changed(self, change: dict) -> None:
+    def refresh(self) -> None:
+        """Draw the controls' values again."""
         try:
             self._picture.update(Image(self.png()))
             self.said.value = ""

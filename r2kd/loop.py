@@ -1,7 +1,7 @@
 """The loop over epochs and batches: the arms that train together meet the same batches, views and teacher logits."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,13 @@ from .data import ImageData
 from .progress import tqdm
 
 
-def run_epochs(arms: list[Arm], images: ImageData, teachers: Teachers | None, progress: bool) -> None:
+def run_epochs(
+    arms: list[Arm],
+    images: ImageData,
+    teachers: Teachers | None,
+    progress: bool,
+    after_epoch: Callable[[], None] | None = None,
+) -> None:
     """All epochs that some arm still has to go; an arm that was cut off later joins at its own.
 
     What goes wrong with one arm is kept in its `failure`, and the others go on.
@@ -58,6 +64,8 @@ def run_epochs(arms: list[Arm], images: ImageData, teachers: Teachers | None, pr
                     arm.end_epoch(images, seconds)
                     if arm.finished:
                         arm.finish()
+            if after_epoch:
+                after_epoch()
 
 
 @torch.inference_mode()

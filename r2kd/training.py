@@ -6,6 +6,7 @@ after every epoch; asked for again it is returned, and one that was cut off goes
 
 import math
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -48,13 +49,25 @@ def put_back(config: TeacherConfig, images: ImageData | None = None) -> None:
     files.in_turn(lambda: {} if run.finished else {run.folder: run}, make)
 
 
-def distill(config: DistillConfig, images: ImageData | None = None, progress: bool = True) -> Run:
-    """Train one student, and its teacher first where that is not finished; the finished run."""
-    return distill_all([config], images, progress)[0]
+def distill(
+    config: DistillConfig,
+    images: ImageData | None = None,
+    progress: bool = True,
+    after_epoch: Callable[[], None] | None = None,
+) -> Run:
+    """Train one student, and its teacher first where that is not finished; the finished run.
+
+    `after_epoch` is called when an epoch is kept; a KeyboardInterrupt that it raises stops the training there.
+    """
+    return distill_all([config], images, progress, after_epoch=after_epoch)[0]
 
 
 def distill_all(
-    configs: list[DistillConfig], images: ImageData | None = None, progress: bool = True, wait: bool = True
+    configs: list[DistillConfig],
+    images: ImageData | None = None,
+    progress: bool = True,
+    wait: bool = True,
+    after_epoch: Callable[[], None] | None = None,
 ) -> list[Run]:
     """Train several students on the same batches, views and teacher logits: each as if it were trained alone.
 
@@ -62,7 +75,7 @@ def distill_all(
     unfinished. Raises ValueError where they do not agree, or where `images` are not theirs, FloatingPointError where a loss or a
     weight is no longer finite. What goes wrong with one is raised once the others are done.
     """
-    return _train(configs, open_data(configs[0]) if images is None else images, progress, wait)
+    return _train(configs, open_data(configs[0]) if images is None else images, progress, wait, after_epoch)
 
 
 def shared(config: DistillConfig) -> dict:
@@ -107,7 +120,13 @@ def reported_top1(config: Config, run: Run) -> float:
     return run.result[f"{config.recipe.reported}_top1"]
 
 
-def _train(configs: list[Config], images: ImageData, progress: bool, wait: bool = True) -> list[Run]:
+def _train(
+    configs: list[Config],
+    images: ImageData,
+    progress: bool,
+    wait: bool = True,
+    after_epoch: Callable[[], None] | None = None,
+) -> list[Run]:
     """Train what is not finished of `configs`, arm beside arm, each run by one process; the runs in their order."""
     _check_images(configs[0].data, images)
     found = [config.run(images) for config in configs]
@@ -128,7 +147,7 @@ def _train(configs: list[Config], images: ImageData, progress: bool, wait: bool 
     failures: list[Exception] = []
     files.in_turn(
         lambda: {run.folder: (run, config) for run, config in missing.items() if not run.finished},
-        lambda mine: failures.extend(_train_together(dict(mine), images.to(device), device, progress)),
+        lambda mine: failures.extend(_train_together(dict(mine), images.to(device), device, progress, after_epoch)),
         wait,
     )
     if len(failures) > 1:
@@ -141,7 +160,11 @@ def _train(configs: list[Config], images: ImageData, progress: bool, wait: bool 
 
 
 def _train_together(
-    missing: dict[Run, Config], images: ImageData, device: torch.device, progress: bool
+    missing: dict[Run, Config],
+    images: ImageData,
+    device: torch.device,
+    progress: bool,
+    after_epoch: Callable[[], None] | None,
 ) -> list[Exception]:
     """What went wrong with some of them. Models, graphs and teachers are gone when it returns."""
     missing = {run: config for run, config in missing.items() if not _prepared(config, run, images).finished}
@@ -155,7 +178,7 @@ def _train_together(
         for i, (run, config) in enumerate(missing.items()):
             arms.append(_start(config, run, images, device, lanes[i % len(lanes)]))
         with acceleration.exact(), interruptible(lambda: whereabouts(arms)):
-            run_epochs(arms, images, teachers, progress)
+            run_epochs(arms, images, teachers, progress, after_epoch)
         failures = [arm.failure for arm in arms if arm.failure]
         for failure in failures:
             acceleration.clear_frames(failure)  # the loop that it came through holds all arms
