@@ -21,7 +21,7 @@ from .augmentation import AUGMENTATIONS
 from .config import DistillConfig
 from .data import ImageData
 from .experiments import Student, Study, in_minutes
-from .explorers import Explorer
+from .explorers import Explorer, photograph
 from .methods import METHODS
 
 SHOWN = 6  # classes that have bars
@@ -184,7 +184,7 @@ def errors(study: Study, images: ImageData, students: Sequence[Student]) -> Expl
         figure = Figure(figsize=(12, 4.6), layout="constrained")
         left, middle, right = figure.subfigures(1, 3, width_ratios=(1.15, 1, 1.1))
         matrix, bars = _confusion_axes(left.subplots(), images), right.subplots()
-        blank = np.ones_like(_picture(images, 0), dtype=float)
+        blank = np.ones_like(photograph(images.test, 0), dtype=float)
         pictures = [panel.imshow(blank) for panel in middle.subplots(4, 3).flat]
         for picture in pictures:
             picture.axes.set_xticks([])
@@ -201,7 +201,7 @@ def errors(study: Study, images: ImageData, students: Sequence[Student]) -> Expl
         _confusion(matrix, first, second, labels, images.num_classes)
         middle.suptitle(f"{images_of}: {len(chosen):,} of {len(labels):,}", fontsize=10)
         for i, picture in enumerate(pictures):
-            picture.set_data(_picture(images, few[i]) if i < len(few) else blank)
+            picture.set_data(photograph(images.test, few[i]) if i < len(few) else blank)
             picture.axes.set_title(images.classes[int(labels[few[i]])] if i < len(few) else " ", fontsize=7)
             chosen_now = len(few) > 0 and i == image % len(few)
             picture.axes.spines[:].set(
@@ -224,11 +224,6 @@ def errors(study: Study, images: ImageData, students: Sequence[Student]) -> Expl
         image=ipywidgets.IntSlider(value=0, min=0, max=11),
         temperature=ipywidgets.FloatSlider(value=1, min=1, max=8, step=0.5),
     )
-
-
-def _picture(images: ImageData, index: int) -> np.ndarray:
-    """(H, W, 3) uint8."""
-    return images.test.images[index : index + 1][0].permute(1, 2, 0).cpu().numpy()
 
 
 def _confusion_axes(axes: Axes, images: ImageData) -> AxesImage:

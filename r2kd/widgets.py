@@ -20,9 +20,10 @@ def few(images: ImageData) -> Split:
 
 def show_augmentations(images: ImageData, teacher: nn.Module, draw: int = 27, **switches: str) -> Figure:
     """Eight training images and each of their augmented views; `draw` seeds them, `switches` are draws and pick."""
-    clean = images.normalize(few(images).images[:])
+    shown = few(images)
+    clean, labels = images.normalize(shown.images[:]), shown.labels
     drawn = [entry for entry in AUGMENTATIONS.values() if entry.drawn]
-    rows = [(entry.label, view_of(entry.name, clean, images, teacher, draw, **switches)) for entry in drawn]
+    rows = [(entry.label, view_of(entry.name, clean, labels, images, teacher, draw, **switches)) for entry in drawn]
     return gallery([("clean", clean), *rows], images)
 
 
@@ -47,13 +48,19 @@ def show_corruptions(images: ImageData, index: int = 0, severity: int = 3, colum
 
 
 def view_of(
-    name: str, clean: torch.Tensor, images: ImageData, teacher: nn.Module, draw: int, **switches: str
+    name: str,
+    clean: torch.Tensor,
+    labels: torch.Tensor,
+    images: ImageData,
+    teacher: nn.Module,
+    draw: int,
+    **switches: str,
 ) -> torch.Tensor:
-    """(B, 3, H, W): the view of a normalised batch, that of `few`; `draw` seeds it, `switches` are its options."""
+    """(B, 3, H, W): the view of a normalised batch; `draw` seeds it, `switches` are options, for the views that have them."""
     view = AUGMENTATIONS.choose(name)
     view = view.with_options(**{switch: value for switch, value in switches.items() if switch in view})
     context = {"mean": images.mean, "std": images.std, "policy": images.policy, "teacher": teacher}
-    context |= {"target": few(images).labels, "epoch": torch.tensor(1.0)}
+    context |= {"target": labels, "epoch": torch.tensor(1.0)}
     with torch.inference_mode():
         return augment(view, clean, generator(draw, name), **context)[0]
 

@@ -1,3 +1,5 @@
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 from r2kd import data, evaluation, explorers, models
@@ -5,12 +7,14 @@ from r2kd import pruning as pruned
 from r2kd.augmentation import AUGMENTATIONS
 
 import ipywidgets
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
 
+ROOT = Path(__file__).resolve().parents[1]
 VIEW, PNG = "application/vnd.jupyter.widget-view+json", b"\x89PNG"
 
 
@@ -126,3 +130,72 @@ def test_of_many_classes_the_surest_are_shown_the_dense_teachers_order_first(sho
     bars = explorers.pruning(images, shown[0].test, answers, quality)().axes[1]
     names = [label.get_text() for label in bars.get_xticklabels()]
     assert len(names) == explorers.SHOWN_CLASSES and names[0] == "class 19" and names[-1] == "class 77"
+
+
+@pytest.fixture(scope="module")
+def corruption(shown):
+    images, teacher = shown
+    return explorers.corruption(images, {"teacher": teacher, "student": models.create("resnet8", 10).eval()})
+
+
+def pictures(figure):
+    return [panel.images[0].get_array() for panel in figure.axes[:2]]
+
+
+def test_a_corruption_is_stronger_with_its_strength_and_at_0_it_is_none(corruption):
+    apart = []
+    for strength in (0, 1, 5):
+        clean, given = pictures(corruption(kind=("corruption", "gaussian_noise"), strength=strength, image=3))
+        apart.append(np.abs(clean / 255 - given).mean())
+    assert apart[0] == pytest.approx(0, abs=1e-6) and 0.01 < apart[1] < apart[2]
+
+
+def test_a_bar_is_the_confidence_of_a_networks_answer_hatched_where_it_is_wrong(shown, corruption):
+    images, teacher = shown
+    wrong = 0
+    for image in range(len(images.test)):
+        bars = corruption(kind=("corruption", "fog"), strength=0, image=image).axes[2]
+        p = teacher(images.normalize(images.test.images[image : image + 1])).detach().softmax(1)[0]
+        assert bars.patches[0].get_width() == pytest.approx(float(p.max()), abs=1e-4)
+        assert bars.texts[0].get_text() == images.classes[int(p.argmax())]
+        assert bool(bars.patches[0].get_hatch()) == (p.argmax() != images.test.labels[image])
+        wrong += bool(bars.patches[0].get_hatch())
+    assert 0 < wrong < len(images.test)
+
+
+def test_a_view_is_drawn_for_the_batch_or_for_each_image(corruption):
+    one, each = (
+        pictures(corruption(kind=("view", "cutout"), draw=1, draws=draws))[1].copy() for draws in ("batch", "sample")
+    )
+    assert not np.array_equal(one, each)
+    for kind, strength, draws in (("corruption", "fog"), True, False), (("view", "cutmix"), False, True), (("view", "identity"), False, False):  # fmt: skip
+        corruption.controls["kind"].value = kind
+        assert corruption.controls["strength"].disabled != strength and corruption.controls["draws"].disabled != draws
+
+
+def test_the_networks_that_answer_are_those_of_which_there_are_weights(shown, monkeypatch):
+    images, teacher = shown
+    of = SimpleNamespace(config=SimpleNamespace(seed=0), other=SimpleNamespace(seed=1))
+    run, record = SimpleNamespace(source="run"), SimpleNamespace(source="record")
+    students = [("KD", of.config, run), ("KD", of.other, run), ("DKD", of.config, record), ("DIST", of.config, run)]
+    taught = SimpleNamespace(run=lambda own: SimpleNamespace(finished=False))
+    monkeypatch.setattr(explorers.experiments, "run_teacher", lambda *_: teacher)
+    monkeypatch.setattr(explorers.training, "load_model", lambda *_: teacher)
+    monkeypatch.setattr(explorers.training, "put_back", lambda *_: None)
+    for recorded, expected in ((False, ["teacher", "KD"]), (True, ["KD"])):
+        study = SimpleNamespace(teacher=taught, recorded=recorded, seeds=(0, 1), shown=("KD", "DKD"))
+        study.teacher_images = lambda images: images
+        assert list(explorers.answering(study, images, students)) == expected
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_where_no_kernel_has_its_controls_a_notebook_says_what_to_do(notebook):
+    """JupyterLab looks for a panel in the kernel, then in the notebook's metadata, and else shows an error in its place."""
+    read = nbformat.read(notebook, as_version=4)
+    source = "\n".join(cell.source for cell in read.cells if cell.cell_type == "code")
+    wanted = {"r2kd-losses"} if "simplex.explorer(" in source else set()
+    wanted |= {f"r2kd-{name}" for name in re.findall(r"^(?:student_)?explorers\.([a-z_]+)\(", source, re.M)}
+    state = read.metadata.get("widgets", {"application/vnd.jupyter.widget-state+json": {"state": {}}})
+    found = state["application/vnd.jupyter.widget-state+json"]["state"]
+    assert set(found) == wanted
+    assert {of["state"]["value"] for of in found.values()} <= {explorers.WITHOUT_KERNEL}
