@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from r2kd import figures, runs
+from r2kd import figures, notebook, runs
 
 import nbformat
 import pandas as pd
@@ -46,8 +47,8 @@ def smoke(tmp_path_factory):
 def test_smoke_executes_all_notebooks_and_ends_with_the_table(smoke):
     done, folder, drawn = smoke
     assert done.returncode == 0, done.stderr[-3000:]
-    for notebook in run_all.NOTEBOOKS:
-        executed = nbformat.read(folder / "notebooks" / "digits" / "smoke-res20_res8" / notebook.name, as_version=4)
+    for path in run_all.NOTEBOOKS:
+        executed = nbformat.read(folder / "notebooks" / "digits" / "smoke-res20_res8" / path.name, as_version=4)
         code = [cell for cell in executed.cells if cell.cell_type == "code"]
         assert all(cell.execution_count for cell in code)
         assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
@@ -237,6 +238,13 @@ def test_notebooks_are_committed_clean_with_their_parameters_tagged():
         cells = nbformat.read(path, as_version=4).cells
         assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
         assert [cell.metadata.get("tags") for cell in cells].count(["parameters"]) == 1
+
+
+def test_what_a_notebook_imports_hides_none_of_its_parameters():
+    for path in run_all.NOTEBOOKS:
+        (cell,) = (c for c in nbformat.read(path, as_version=4).cells if c.metadata.get("tags") == ["parameters"])
+        parameters = re.findall(r"^(\w+) =", cell.source, re.M)
+        assert len(parameters) > 1 and not set(parameters) & set(notebook.__all__)
 
 
 def test_the_committed_figures_have_their_tables():
