@@ -106,7 +106,15 @@ def study(folder: Path) -> str:
 
 def _tables(folder: Path) -> None:
     rows = [
-        {"arm": arm, "epoch": epoch, "mean": 50 + epoch + shift, "half_width": 1.5, "n": 3}
+        {
+            "arm": arm,
+            "epoch": epoch,
+            "mean": 50 + epoch + shift,
+            "half_width": 1.5,
+            "n": 1,
+            "each": f"{50 + epoch}",
+            "drops": "9 15",
+        }
         for shift, arm in enumerate(("KD", "R2KD"))
         for epoch in range(1, 21)
     ]
