@@ -83,7 +83,7 @@ running, float32). *After* is cutmixpick as its authors have it.
 
 {markdown(_batch_table(batch))}
 
-{_corruptions_section()}## The same numbers: `python -m benchmarks.agreement`
+{_corruptions_section()}{_explorers_section()}## The same numbers: `python -m benchmarks.agreement`
 
 {parted[MACHINE][0]}.
 {parted["pair"][0]}, {len(parted)} steps of the recipe (learning rate 0.05), the same batches. The largest relative difference of a step's loss
@@ -239,6 +239,30 @@ def _corruptions_table(table: pd.DataFrame) -> pd.DataFrame:
         return shown
     theirs = {"imagecorruptions-imaug, s": told("reference_seconds", "{:.1f}"), "ratio": told("ratio", "{:.1f}")}
     return shown.assign(**theirs)
+
+
+def _explorers_section() -> str:
+    """Nothing where the table is not there yet."""
+    if not (FOLDER / "explorers.csv").exists():
+        return ""
+    table = read("explorers")
+    return f"""## From a key to the picture: `python -m benchmarks.explorers`
+
+{table[MACHINE][0]}.
+Each explorer of the notebooks, one slider moved {table["keys"][0]} times, median (worst) in ms: in the process, from the value to the PNG's
+bytes, and in JupyterLab in Chromium, from the key to the frame that shows the picture, where that was timed.
+
+{markdown(_explorers_table(table))}
+
+"""
+
+
+def _explorers_table(table: pd.DataFrame) -> pd.DataFrame:
+    shown = [f"{m:.0f} ({w:.0f})" for m, w in zip(table["median_ms"], table["worst_ms"], strict=True)]
+    wide = table.assign(shown=shown, where="in the " + table["where"] + " (ms)")
+    return wide.pivot_table(
+        index=["explorer", "control"], columns="where", values="shown", aggfunc="first", sort=False
+    ).reset_index()
 
 
 def largest_differences(parted: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,7 @@ import dataclasses
 import sys
 from types import SimpleNamespace
 
-from benchmarks import agreement, corruptions, gpu, loops, operators, precision, report, step
+from benchmarks import agreement, corruptions, explorers, gpu, loops, operators, precision, report, step
 from r2kd import experiments
 
 import pandas as pd
@@ -143,3 +143,17 @@ def test_the_corruptions_join_the_readme_with_their_table(tmp_path, monkeypatch)
     assert "| fog | 1.2 | 125.0 | 100.0 |\n| frost | 2.0 |  |  |\n" in section and "timed on 50 of" in section
     report.save({"corruptions": table.assign(reference_seconds=None, ratio=None)}, CPU)
     assert "imagecorruptions" not in report._corruptions_section()
+
+
+def test_every_explorer_is_timed_and_joins_the_readme(tmp_path, monkeypatch):
+    monkeypatch.setattr(explorers, "KEYS", 2)
+    times = explorers.in_process()
+    assert list(times) == list(explorers.MOVED) and all(len(of) == 2 and min(of) > 0 for of in times.values())
+    monkeypatch.setattr(report, "FOLDER", tmp_path)
+    assert report._explorers_section() == ""
+    table = pd.concat(
+        [explorers.summary("process", {"losses": [4.0, 1.0, 2.0]}), explorers.summary("browser", {"losses": [30.0]})]
+    )
+    report.save({"explorers": table}, CPU)
+    section = report._explorers_section()
+    assert "| losses | temperature | 2 (4) | 30 (30) |" in section and "moved 3 times" in section
