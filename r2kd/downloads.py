@@ -23,13 +23,18 @@ T = TypeVar("T")
 
 
 def fetch(url: str, path: Path, at_least: int = 1, at_most: int | None = None, md5: str | None = None) -> None:
-    """Download `url` to `path`, whole or not at all, by one process at a time; what was there is set aside.
+    """Download `url` to `path`, whole or not at all, by one process at a time; a file of another MD5 that was there is set aside.
 
     Several tries, each from where the one before broke off; what came stays in .<name>.part for the next call.
     Raises ConnectionError where the server cannot be reached, OSError where it has no such file, it breaks off each time or
     the disk is full, ValueError where the file is not between `at_least` and `at_most` bytes or has another MD5.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with alone(path.parent / "download"):
+        if not (md5 and path.is_file() and calculate_md5(path) == md5):  # else another process was quicker
+            _fetch(url, path, at_least, at_most, md5)
+
+
+def _fetch(url: str, path: Path, at_least: int, at_most: int | None, md5: str | None) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         for begun in [True, False] if part.exists() else [False]:

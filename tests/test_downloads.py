@@ -89,6 +89,11 @@ def part(path):
     return path.with_name(f".{path.name}.part")
 
 
+def left(folder):
+    """What lies in a folder beside the lock."""
+    return sorted(set(os.listdir(folder)) - {".download.lock"})
+
+
 def ranges(server):
     return [asked for _, asked in server.requests]
 
@@ -108,13 +113,24 @@ def md5(content):
 
 def fetch(server, path, **limits):
     downloads.fetch(server.url, path, **limits)
-    assert path.read_bytes() == BODY and os.listdir(path.parent) == [path.name]
+    assert path.read_bytes() == BODY and left(path.parent) == [path.name]
 
 
 def test_a_download_that_is_cut_resumes_where_it_broke_off(server, tmp_path):
     server.tricks = ["cut", "cut"]
     fetch(server, tmp_path / "file", at_least=len(BODY), at_most=len(BODY), md5=md5(BODY))
     assert ranges(server) == [None, f"bytes={len(BODY) // 2}-", f"bytes={len(BODY) * 3 // 4}-"]
+
+
+def test_what_several_processes_fetch_at_once_comes_once(server, tmp_path):
+    fork = multiprocessing.get_context("fork")
+    limits = {"at_least": len(BODY), "at_most": len(BODY), "md5": md5(BODY)}
+    several = [fork.Process(target=fetch, args=(server, tmp_path / "file"), kwargs=limits) for _ in range(6)]
+    for process in several:
+        process.start()
+    for process in several:
+        process.join()
+    assert [process.exitcode for process in several] == [0] * 6 and ranges(server) == [None]
 
 
 def test_a_download_that_stalls_is_tried_again(server, tmp_path, monkeypatch):
@@ -131,7 +147,7 @@ def test_a_download_that_always_breaks_off_keeps_its_part_for_the_next(server, t
     ):
         downloads.fetch(server.url, tmp_path / "file")
     kept = part(tmp_path / "file").stat().st_size
-    assert os.listdir(tmp_path) == [".file.part"]
+    assert left(tmp_path) == [".file.part"]
     server.cut_off, server.requests = False, []
     fetch(server, tmp_path / "file")
     assert ranges(server) == [f"bytes={kept}-"]
@@ -157,7 +173,7 @@ def test_answers_that_pass_are_tried_again_and_others_are_not(server, tmp_path):
     server.tricks, server.requests = [lambda handler, _: handler.send_error(404)], []
     with pytest.raises(OSError, match=r"^the server answers 404 Not Found$"):
         downloads.fetch(server.url, tmp_path / "other")
-    assert len(server.requests) == 1 and os.listdir(tmp_path) == ["file"]
+    assert len(server.requests) == 1 and left(tmp_path) == ["file"]
 
 
 def test_a_wrong_length_is_refused_before_a_byte_is_written(server, tmp_path):
@@ -165,7 +181,7 @@ def test_a_wrong_length_is_refused_before_a_byte_is_written(server, tmp_path):
         server.requests.clear()
         with pytest.raises(ValueError, match=r"^it has 1,024,000 bytes, not (at least 1,024,001|1 to 1,023,999|9)$"):
             downloads.fetch(server.url, tmp_path / "file", **limits)
-        assert len(server.requests) == 1 and os.listdir(tmp_path) == []
+        assert len(server.requests) == 1 and left(tmp_path) == []
 
 
 def endless(state, chunked):
@@ -192,7 +208,7 @@ def test_a_body_without_a_length_is_bounded_while_it_streams(chunked, server, tm
         )
     with pytest.raises(ValueError, match=r"^it has more than 3,400,000 bytes$"):
         downloads.fetch(server.url, tmp_path / "file", at_most=3_400_000)
-    assert server.sent < 50 * 2**20 and os.listdir(tmp_path) == []
+    assert server.sent < 50 * 2**20 and left(tmp_path) == []
 
 
 def test_a_redirect_to_a_file_is_refused(server, tmp_path):
@@ -201,19 +217,19 @@ def test_a_redirect_to_a_file_is_refused(server, tmp_path):
     server.tricks = [lambda handler, _: handler.answer(302, {"Location": address, "Content-Length": "0"})]
     with pytest.raises(OSError, match=r"^the server answers 302 [^\n]*not allowed[^\n]*$"):
         downloads.fetch(server.url, tmp_path / "file")
-    assert os.listdir(tmp_path) == ["secret"]
+    assert left(tmp_path) == ["secret"]
 
 
 def test_another_content_is_told_by_both_checksums(server, tmp_path):
     with pytest.raises(ValueError, match=rf"^what came has the MD5 {md5(BODY)}, not {'0' * 32}$"):
         downloads.fetch(server.url, tmp_path / "file", md5="0" * 32)
-    assert len(server.requests) == 1 and os.listdir(tmp_path) == []
+    assert len(server.requests) == 1 and left(tmp_path) == []
 
 
 def test_without_a_server_it_is_tried_again_and_said(nowhere, tmp_path):
     with pytest.raises(ConnectionError, match=rf"^{nowhere}/x: [^\n]*refused$"):
         downloads.fetch(f"{nowhere}/x", tmp_path / "file")
-    assert os.listdir(tmp_path) == []
+    assert left(tmp_path) == []
 
 
 def test_a_full_disk_names_the_file_and_keeps_what_came(server, tmp_path, monkeypatch):
