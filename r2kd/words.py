@@ -50,6 +50,9 @@ def value(row: pd.Series, unit: str = " %", digits: int = 1) -> str:
 
 def _ends(table: pd.DataFrame, unit: str = " %", digits: int = 1) -> str:
     """The arms with the highest and the lowest mean; the arm, where there is one."""
+    table = table.dropna(subset="mean")
+    if table.empty:
+        return "not measured"
     if len(table) == 1:
         return f"{table['arm'].iloc[0]} ({value(table.iloc[0], unit, digits)})"
     highest, lowest = (table.loc[getattr(table["mean"], find)()] for find in ("idxmax", "idxmin"))

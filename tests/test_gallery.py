@@ -55,6 +55,11 @@ def test_the_highest_and_the_lowest_are_those_of_the_table():
     assert said.startswith("Last epoch: highest b (3.0 %), lowest c (1.0 ± 0.5 %); the teacher has 9.0 %.")
 
 
+def test_what_was_not_measured_is_said_to_be():
+    table = pd.DataFrame({"arm": ["a", "b"], "mean": [np.nan] * 2, "half_width": [np.nan] * 2, "measure": "loss"})
+    assert words.seen("measures", table) == "Negative log-likelihood: not measured."
+
+
 def test_of_the_abstract_is_supported_what_the_verdict_says():
     def rows(*verdicts):
         pairs = [
