@@ -66,4 +66,6 @@ def test_twenty_keys_in_a_second_leave_no_queue(lab):
     seen = lab.keys(cell, lab.controls(cell)["logit of A"], 20 * [Keys.ARROW_LEFT], 0.05)
     after = [at for at in seen["pictures"] if at > seen["keys"][-1]]
     print(f"{len(seen['pictures'])} pictures, {len(after)} of them after the last of {len(seen['keys'])} keys")
-    assert len(seen["keys"]) == 20 and 1 <= len(after) <= 3  # one was being drawn, one value on its way, one the newest
+    assert (
+        len(seen["keys"]) == 20 and 1 <= len(after) <= 4
+    )  # one was being drawn, one waited, and two were the browser's
