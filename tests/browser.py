@@ -163,9 +163,10 @@ class Lab:
         outputs = [output for of in self.outputs() for output in of]
         return [f"{said['ename']}: {said['evalue']}" for said in outputs if said["output_type"] == "error"]
 
-    def said(self) -> list[str]:
-        """What a reader reads of each output."""
-        return [output.text for output in self.driver.find_elements("css selector", ".jp-OutputArea-output")]
+    def wait_for(self, words: str, times: int) -> None:
+        """Until so many outputs have these words for a reader."""
+        script = "return [...document.querySelectorAll('.jp-OutputArea-output')].filter(o => o.textContent.includes(arguments[0])).length"
+        self.wait(f"{script} === arguments[1]", words, times)
 
     def cells(self, of: str = CONTROLS) -> list:
         """The cells that have elements of these selectors: controls."""

@@ -51,7 +51,7 @@ def test_every_control_changes_the_picture_and_the_last_picture_stays(notebook, 
     lab.save()
     lab.stop_kernel()
     lab.open(notebook.name)  # with a kernel that has run nothing
-    assert lab.said().count("Run this cell in JupyterLab to move its controls.") == explorers(notebook)
+    lab.wait_for("Run this cell in JupyterLab to move its controls.", explorers(notebook))
     assert {picture for cell in lab.cells(of="img") for picture in [lab.picture(cell)]} >= set(last)
     lab.screenshot(lab.cells(of=".widget-label")[0], screenshots / f"{notebook.stem}-reopened.png")
 
