@@ -17,7 +17,6 @@ from r2kd.pruning import BATCHNORM_MODES
 from r2kd.randomness import generator
 from tests import browser
 
-import nbformat
 import numpy as np
 import pandas as pd
 import torch
@@ -68,22 +67,19 @@ def in_browser() -> dict[str, list[float]]:
     """The same in JupyterLab, one key after the other has its picture."""
     from selenium.webdriver.common.keys import Keys
 
-    cells = [nbformat.v4.new_code_cell(source) for source in (SETUP, *(f"made[{name!r}]" for name in MOVED))]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), Path(folder) / "explorers.ipynb")
-        with browser.jupyterlab(Path(folder)) as lab:
-            lab.open("explorers.ipynb")
-            lab.run_all()
-            assert not lab.errors(), lab.errors()
-            for name, cell in zip(MOVED, lab.cells(), strict=True):
-                control, times = lab.controls(cell)[MOVED[name]], []
-                for i in range(KEYS + 1):
-                    key = Keys.ARROW_RIGHT if i % 8 < 4 else Keys.ARROW_LEFT  # not to the end, where nothing moves
-                    seen = lab.keys(cell, control, [key], 0)
-                    times.append(seen["pictures"][0] - seen["keys"][0])
-                found[name] = times[1:]
+    with tempfile.TemporaryDirectory() as folder, browser.jupyterlab(Path(folder)) as lab:
+        lab.write("explorers.ipynb", SETUP, *(f"made[{name!r}]" for name in MOVED))
+        lab.open("explorers.ipynb")
+        lab.run_all()
+        assert not lab.errors(), lab.errors()
+        for name, cell in zip(MOVED, lab.cells(), strict=True):
+            control, times = lab.controls(cell)[MOVED[name]], []
+            for i in range(KEYS + 1):
+                key = Keys.ARROW_RIGHT if i % 8 < 4 else Keys.ARROW_LEFT  # not to the end, where nothing moves
+                seen = lab.keys(cell, control, [key], 0)
+                times.append(seen["pictures"][0] - seen["keys"][0])
+            found[name] = times[1:]
     return found
 
 

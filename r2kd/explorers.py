@@ -1,7 +1,8 @@
 """Explorers: a figure under controls in a live JupyterLab, and a plain function of the controls' values anywhere.
 
 The picture is an output of its own, not a widget: the last one stays in the saved notebook, in its HTML, and for a reader
-without a kernel. JupyterLab sends a control's next value when the last one is drawn, so that only the newest waits.
+without a kernel. It is drawn between cells and of the controls' newest values: keys that come faster than pictures leave no queue, and
+nothing that is drawn meets the random numbers of a training that a cell is at.
 """
 
 import io
@@ -13,6 +14,7 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 import torch
+from IPython import get_ipython
 from IPython.display import Image, display
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -43,7 +45,8 @@ class Explorer:
     def __init__(self, name: str, draw: Callable[..., Figure], /, **controls: ipywidgets.ValueWidget) -> None:
         self.name, self.draw, self.controls = name, draw, controls
         self.said = ipywidgets.Label(layout={"display": "none"})
-        self._drawing = threading.Lock()  # JupyterLab's controls speak to another thread than its cells
+        self._waiting = False  # for the thread of the cells
+        self._drawing = threading.Lock()  # without a kernel, whoever asks draws
 
     def __call__(self, **values) -> Figure:
         return self.draw(**{name: control.value for name, control in self.controls.items()} | values)
@@ -75,7 +78,13 @@ class Explorer:
         return _PANELS[self.name]
 
     def refresh(self) -> None:
-        """Draw the controls' values again."""
+        """Draw the newest of the controls' values, between two cells."""
+        if not self._waiting:
+            self._waiting = True
+            _between_cells(self._update)
+
+    def _update(self) -> None:
+        self._waiting = False  # first: a value that comes now is drawn next
         self.said.value = ""
         try:
             self._picture.update(Image(self.png()))
@@ -85,6 +94,15 @@ class Explorer:
 
 
 _PANELS: dict[str, ipywidgets.Widget] = {}
+
+
+def _between_cells(call: Callable[[], None]) -> None:
+    """On the kernel's own thread, when no cell is running: JupyterLab's controls speak to another thread. At once without a kernel."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    if kernel is None:
+        call()
+    else:
+        kernel.io_loop.add_callback(call)
 
 
 def png(figure: Figure) -> bytes:

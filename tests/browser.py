@@ -89,7 +89,7 @@ def jupyterlab(folder: Path) -> Iterator["Lab"]:
             driver.set_script_timeout(PATIENCE)
             try:
                 _wait_for(port, server)
-                yield Lab(driver, f"http://127.0.0.1:{port}")
+                yield Lab(driver, f"http://127.0.0.1:{port}", folder)
             finally:
                 driver.quit()
         finally:
@@ -108,10 +108,16 @@ def _wait_for(port: int, server: subprocess.Popen) -> None:
 
 
 class Lab:
-    """One page with one notebook."""
+    """One page with one notebook of a folder."""
 
-    def __init__(self, driver, address: str) -> None:
-        self.driver, self.address = driver, address
+    def __init__(self, driver, address: str, folder: Path) -> None:
+        self.driver, self.address, self.folder = driver, address, folder
+
+    def write(self, name: str, *cells: str) -> None:
+        """A notebook of these cells."""
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=kernel)
+        nbformat.write(made, self.folder / name)
 
     def open(self, name: str) -> None:
         self.driver.get(f"{self.address}/lab/tree/{name}?reset")
@@ -133,16 +139,11 @@ class Lab:
         assert not failed, f"{name}: {failed}"
 
     def run_all(self) -> None:
+        """Every cell, until what each has to show is there."""
         self.command("notebook:run-all-cells")
-
-    def run_cells(self, until: str) -> None:
-        """As far as the first cell whose source has these words, and that one."""
-        script = """
-        const notebook = jupyterapp.shell.currentWidget.content;
-        notebook.activeCellIndex = 1 + notebook.widgets.findIndex(cell =>
-          cell.model.type === 'code' && cell.model.sharedModel.getSource().includes(arguments[0]))"""
-        self.driver.execute_script(script, until)
-        self.command("notebook:run-all-above")
+        self.wait(
+            "return ![...document.querySelectorAll('.jp-OutputArea-output')].some(o => /^Loading widget/.test(o.textContent))"
+        )
 
     def save(self) -> None:
         self.command("docmanager:save")
@@ -162,9 +163,10 @@ class Lab:
         outputs = [output for of in self.outputs() for output in of]
         return [f"{said['ename']}: {said['evalue']}" for said in outputs if said["output_type"] == "error"]
 
-    def said(self) -> list[str]:
-        """What a reader reads of each output."""
-        return [output.text for output in self.driver.find_elements("css selector", ".jp-OutputArea-output")]
+    def wait_for(self, words: str, times: int) -> None:
+        """Until so many outputs have these words for a reader."""
+        script = "return [...document.querySelectorAll('.jp-OutputArea-output')].filter(o => o.textContent.includes(arguments[0])).length"
+        self.wait(f"{script} === arguments[1]", words, times)
 
     def cells(self, of: str = CONTROLS) -> list:
         """The cells that have elements of these selectors: controls."""

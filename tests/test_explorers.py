@@ -83,6 +83,21 @@ def test_an_error_of_the_drawing_is_a_line_until_the_next_picture(displayed):
     assert explorer.said.value == "" and len(displayed) == 3
 
 
+def test_of_values_that_come_faster_than_pictures_the_newest_is_drawn_between_cells(displayed, monkeypatch):
+    waiting = []
+    kernel = SimpleNamespace(io_loop=SimpleNamespace(add_callback=waiting.append))
+    monkeypatch.setattr(explorers, "get_ipython", lambda: SimpleNamespace(kernel=kernel))
+    explorer = number()
+    explorer._ipython_display_()
+    for value in (2, 3, 4):
+        explorer.controls["value"].value = value
+    assert len(waiting) == 1 and len(displayed) == 2
+    waiting.pop()()
+    assert len(displayed) == 3 and displayed[-1][0].data == explorers.png(number()(value=4))
+    explorer.controls["value"].value = 5
+    assert len(waiting) == 1
+
+
 def test_an_explorer_that_is_shown_again_is_the_one_that_is_there(displayed):
     first, second = number(), number()
     first._ipython_display_()
