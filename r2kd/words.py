@@ -327,6 +327,8 @@ def views(table: pd.DataFrame) -> list[str]:
             parts.append(
                 f"{_listed(list(rest['view']))} cannot be told from 0 (an effect of {hidden:.1f} points could hide)"
             )
+        if few := list(rows.loc[rows["verdict"] == "too few seeds", "view"]):
+            parts.append(f"{_listed(few)} {'has' if len(few) == 1 else 'have'} too few seeds yet")
         said.append(f"{method}: {'; '.join(parts)}.")
     return said
 

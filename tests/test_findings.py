@@ -66,6 +66,8 @@ def test_the_sentence_of_the_grid_calls_help_and_hurt_what_the_table_does(study)
         and "hurts; cutout, autoaug and cutmixpick cannot" in kd
     )
     assert "help" not in r2kd and "hurt" not in r2kd
+    young = table.assign(verdict="too few seeds")
+    assert words.views(young)[1] == "R2KD: mixup, cutmix, cutout, autoaug and cutmixpick have too few seeds yet."
 
 
 def test_the_designed_comparisons_are_paired_and_one_family(study):
