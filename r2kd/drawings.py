@@ -220,7 +220,7 @@ def teacher_mixture(table: pd.DataFrame) -> Figure:
             panel.errorbar(places, rows[column], yerr=within, linestyle="", label=name, **look)
         panel.set_xticks(range(len(views)), views, rotation=25)
         panel.set_ylabel(label)
-    axes[0].legend(title="teacher")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", title="teacher")
     return figure
 
 
@@ -347,9 +347,7 @@ def comparisons(table: pd.DataFrame) -> Figure:
     title = f"What the study was designed to tell ({_seeds(table)}, paired; filled: told apart, Holm-adjusted)"
     figure, (axes,) = _figure(table, title, size=(8.6, 0.34 * len(table) + 1.8))
     _told(axes, table)
-    axes.set_xlabel(
-        "last epoch's test accuracy (points; 95 % interval; dots: seeds); filled: told apart, Holm-adjusted"
-    )
+    axes.set_xlabel("last epoch's test accuracy (points; 95 % interval; dots: seeds)")
     return figure
 
 
