@@ -67,6 +67,8 @@ def _beyond(table: pd.DataFrame) -> str:
 
 def pruning_accuracy(table: pd.DataFrame) -> str:
     wide = table.pivot(index="rate", columns="batchnorm", values="top1")
+    if wide.shape[1] < 2:
+        return f"Unpruned the teacher has {wide.iloc[0, 0]:.1f} %, at {wide.index[-1]:g} % pruned {wide.iloc[-1, 0]:.1f} %."
     gap = (wide["batch"] - wide["running"]).idxmax()
     return (
         f"Unpruned the teacher has {wide['running'].iloc[0]:.1f} % (with the batch's statistics {wide['batch'].iloc[0]:.1f} %). "

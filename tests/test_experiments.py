@@ -189,7 +189,7 @@ def test_differences_are_paired_by_seed():
     rows = [(arm, seed, 90 + 10 * seed + (arm == "b")) for arm in "ab" for seed in (0, 1, 2)]
     table = pd.DataFrame([*rows, ("b", 3, 0)], columns=["arm", "seed", "last_top1"])
     (row,) = stats.paired_difference(table, "b", "a", "last_top1").to_dict("records")
-    assert row == {"mean": 1, "n": 3, "half_width": 0}
+    assert row == {"mean": 1, "n": 3, "half_width": 0, "each": "1 1 1"}
 
 
 def test_the_pruned_teachers_gain_is_of_arms_that_differ_in_nothing_else():
