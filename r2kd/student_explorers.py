@@ -60,7 +60,7 @@ def compare(students: Sequence[Student]) -> Explorer:
         arm=ipywidgets.Dropdown(options=arms, value=arms[-1]),
         other=ipywidgets.Dropdown(options=arms, value=arms[0], description="minus"),
         metric=ipywidgets.Dropdown(options=metrics, value="test_top1"),
-        smoothing=ipywidgets.IntSlider(value=1, min=1, max=10),
+        smoothing=ipywidgets.IntSlider(value=1, min=1, max=10, disabled=curves["epoch"].nunique() < 2),
     )
 
 
@@ -112,9 +112,11 @@ def live(study: Study, students: Sequence[Student], epochs: int = 20) -> Explore
         if (run.folder / "metrics.csv").is_file():
             points = run.metrics
             axes.plot(points["epoch"], points["test_top1"], "o-", color=drawings.COLOURS[1], label="this student")
-            axes.set_title(f"epoch {len(points)} of {epochs}: {points['test_top1'].iloc[-1]:.1f} %")
+            state = f"epoch {len(points)} of {epochs}, {points['test_top1'].iloc[-1]:.1f} %"
         else:
-            axes.set_title("not trained yet")
+            state = "not trained yet"
+        what = "{method} {view}, {fidelity}, T = {temperature:g}, {pruned} % pruned, seed {seed}".format(**chosen)
+        axes.set_title(f"{what}: {state}", fontsize=10)
         axes.set(xlabel="epoch", ylabel="test accuracy (%)", xlim=(0, epochs + 1))
         if axes.lines:
             axes.legend(loc="lower right")

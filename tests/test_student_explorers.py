@@ -77,7 +77,7 @@ def test_a_student_is_trained_while_one_looks_on_stopped_and_goes_on(study, stud
     def epochs():
         until(lambda: not [thread for thread in threading.enumerate() if "train" in thread.name])
         title = explorer().axes[0].get_title()
-        return 0 if title == "not trained yet" else int(title.split()[1])
+        return 0 if title.endswith(": not trained yet") else int(title.split("epoch ")[1].split()[0])
 
     assert epochs() == 0 and {line.get_label() for line in explorer().axes[0].lines} == {"cross-entropy", "KD"}
     for seen in (3, 6):
