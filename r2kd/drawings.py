@@ -58,15 +58,11 @@ def _wrap(text: str, width: int) -> str:
     return "\n".join([*lines, line])
 
 
-def _lines(
-    axes: Axes, table: pd.DataFrame, x: str, y: str, series: str, band: str | None = None, markers: bool = True
-) -> None:
+def _lines(axes: Axes, table: pd.DataFrame, x: str, y: str, series: str, band: str | None = None) -> None:
     """One line a series, told apart by colour, dash and marker; `band`: the column with the half width of its interval."""
     looks = zip(cycle(COLOURS), cycle(LINES), cycle(MARKERS), strict=False)
     for (name, rows), (colour, line, marker) in zip(table.groupby(series, sort=False), looks, strict=False):
-        axes.plot(
-            rows[x], rows[y], label=name, color=colour, linestyle=line, marker=marker if markers else None, markersize=5
-        )
+        axes.plot(rows[x], rows[y], label=name, color=colour, linestyle=line, marker=marker, markersize=5)
         if band is not None and rows[band].notna().any():
             axes.fill_between(
                 rows[x], rows[y] - rows[band], rows[y] + rows[band], color=colour, alpha=0.15, linewidth=0
@@ -119,15 +115,14 @@ def _within_percent(axes: Axes) -> None:
     axes.set_ylim(max(low, -2), min(high, 102))
 
 
-def _numbers(words: str | float) -> list[float]:
-    """Of a cell with several; pandas has read a single one as a number."""
-    return [float(word) for word in str(words).split()]
-
-
-def _seed_dots(axes: Axes, values: str | float, row: float) -> None:
-    """Each seed's value, a little below its mean."""
-    found = _numbers(values)
-    axes.plot(found, [row - 0.27] * len(found), ".", color="0.35", markersize=3.5, alpha=0.8, zorder=1)
+def _row(axes: Axes, row: float, found: pd.Series, value: str = "mean", filled: bool = True, **look: str) -> None:
+    """A mean and its interval, and each seed's value a little below."""
+    look = {"fmt": "o", "color": COLOURS[0]} | look
+    half_width = found["half_width"] if pd.notna(found["half_width"]) else 0
+    face = look["color"] if filled else "white"
+    axes.errorbar(found[value], row, xerr=half_width, markerfacecolor=face, capsize=3, markersize=7, **look)
+    seeds = stats.numbers(found["each"])
+    axes.plot(seeds, [row - 0.27] * len(seeds), ".", color="0.35", markersize=3.5, alpha=0.8, zorder=1)
 
 
 def _dots(axes: Axes, table: pd.DataFrame, value: str, xlabel: str) -> None:
@@ -136,18 +131,7 @@ def _dots(axes: Axes, table: pd.DataFrame, value: str, xlabel: str) -> None:
     styles = dict(zip(sorted(set(table["method"])), cycle(METHODS), strict=False))  # the same in all figures of a study
     for row, (_, arm) in zip(rows, table.iterrows(), strict=True):
         marker, colour = styles[arm["method"]][0], COLOURS[styles[arm["method"]][1]]
-        half_width = arm["half_width"] if pd.notna(arm["half_width"]) else 0
-        axes.errorbar(
-            arm[value],
-            row,
-            xerr=half_width,
-            fmt=marker,
-            color=colour,
-            markerfacecolor=colour if arm["pruned"] else "white",
-            capsize=3,
-            markersize=7,
-        )
-        _seed_dots(axes, arm["each"], row)
+        _row(axes, row, arm, value, filled=bool(arm["pruned"]), fmt=marker, color=colour)
     axes.set_yticks(rows, table["arm"])
     axes.set_xlabel(xlabel)
 
@@ -155,10 +139,8 @@ def _dots(axes: Axes, table: pd.DataFrame, value: str, xlabel: str) -> None:
 def _intervals(axes: Axes, names: list[str], table: pd.DataFrame, xlabel: str) -> None:
     """One row a name, first on top: a mean and its interval, of a table indexed by name."""
     rows = np.arange(len(names))[::-1]
-    errors = table["half_width"].fillna(0)
-    axes.errorbar(table["mean"], rows, xerr=errors, fmt="o", color=COLOURS[0], capsize=3, markersize=7)
-    for row, values in zip(rows, table["each"], strict=True):
-        _seed_dots(axes, values, row)
+    for row, (_, found) in zip(rows, table.iterrows(), strict=True):
+        _row(axes, row, found)
     axes.set_yticks(rows, names)
     axes.set_xlabel(xlabel)
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -249,11 +231,11 @@ def training_curves(table: pd.DataFrame) -> Figure:
     marker = "o" if len(means) == 1 else None
     for panel, arm in zip(axes, arms, strict=False):
         of = table[table["arm"] == arm]
-        seeds = pd.DataFrame([_numbers(values) for values in of["each"]], index=of["epoch"])
+        seeds = pd.DataFrame([stats.numbers(values) for values in of["each"]], index=of["epoch"])
         panel.plot(means, color="0.8", linewidth=1, marker=marker, markersize=3)
         panel.plot(seeds, color=COLOURS[0], linewidth=0.5, alpha=0.7, marker=marker, markersize=3)
         panel.plot(means[arm], color="black", linewidth=1.6, marker=marker)
-        for drop in _numbers(table["drops"].iloc[0]):
+        for drop in stats.numbers(table["drops"].iloc[0]):
             panel.axvline(drop, color="0.3", linestyle=":", linewidth=1)
         panel.set_title(arm)
     first, last = means.index.min(), means.index.max()
@@ -261,8 +243,9 @@ def training_curves(table: pd.DataFrame) -> Figure:
     axes[0].xaxis.set_major_locator(MaxNLocator(4, integer=True))
     low = means[means.index > last / 4].min().min()
     axes[0].set_ylim(max(0, low - 5), min(100, means.max().max() + 5))
+    for panel in axes[len(arms) :]:
+        panel.set_axis_off()
     for i, panel in enumerate(axes):
-        panel.set_axis_on() if i < len(arms) else panel.set_axis_off()
         if i % columns == 0:
             panel.set_ylabel("test accuracy (%)")
         if i + columns >= len(arms):
@@ -292,7 +275,7 @@ def pruning_gain(table: pd.DataFrame) -> Figure:
         places, table["mean"], yerr=table["half_width"].fillna(0), fmt="o", color=COLOURS[0], capsize=4, markersize=7
     )
     for place, values in zip(places, table["each"], strict=True):
-        axes.plot(place + 0.12, [_numbers(values)], ".", color="0.35", markersize=3.5, alpha=0.8)
+        axes.plot(place + 0.12, [stats.numbers(values)], ".", color="0.35", markersize=3.5, alpha=0.8)
     axes.axhline(0, color="0.3", linewidth=1)
     axes.set_xticks(places, names, rotation=0 if table["augmentation"].is_unique else 25)
     axes.set(xlabel="augmented view", ylabel="with minus without (points);\n95 % interval; dots: seeds")
@@ -374,18 +357,7 @@ def _told(axes: Axes, table: pd.DataFrame) -> None:
     """One row a comparison, first on top: filled where it is told apart from 0."""
     rows = np.arange(len(table))[::-1]
     for row, (_, found) in zip(rows, table.iterrows(), strict=True):
-        told = found["verdict"] in ("higher", "lower")
-        axes.errorbar(
-            found["mean"],
-            row,
-            xerr=0 if pd.isna(found["half_width"]) else found["half_width"],
-            fmt="o",
-            color=COLOURS[0],
-            markerfacecolor=COLOURS[0] if told else "white",
-            capsize=3,
-            markersize=7,
-        )
-        _seed_dots(axes, found["each"], row)
+        _row(axes, row, found, filled=found["verdict"] in ("higher", "lower"))
     axes.set_yticks(rows, table["arm"] + "  minus  " + table["other"])
     axes.axvline(0, color="0.3", linewidth=1)
 

@@ -1,4 +1,4 @@
-"""What a study found on clean images: tables of paired differences, and the sentences that they allow.
+"""What a study found on clean images: tables of paired differences; words.py has the sentences that they allow.
 
 `results` is experiments.results_table: a row a student, with arm, seed and its accuracies. Differences are paired by seed; a
 family of verdicts is one table, Holm-adjusted in it; see stats.judged.

@@ -53,7 +53,7 @@ def _shared(captions: list[str]) -> str:
 
 def _section(path: Path, table: pd.DataFrame, shared: str) -> str:
     """A figure: its picture, how it is read, what one sees, its table, and what its caption says beyond the `shared` one."""
-    title = path.stem.replace("_", " ").capitalize()
+    title = words.title(path.stem)
     said = table["caption"].iloc[0].removeprefix(shared).removeprefix("; ")
     parts = [
         f"### {title}",

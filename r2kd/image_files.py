@@ -1,7 +1,6 @@
 """Image files as uint8 tensors: decoded one by one, or through the workers of a DataLoader."""
 
 import os
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from .acceleration import clear_frames
 from .files import first_line
 
 WORKERS = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
@@ -91,10 +91,10 @@ class ImageFiles(Dataset):
             for images in loader:
                 yield images.to(self.device, non_blocking=True)
         except ValueError as error:  # with the worker's traceback above its one line
-            traceback.clear_frames(error.__traceback__)  # they hold the workers: ended late, each takes 5 s
+            clear_frames(error)  # they hold the workers: ended late, each takes 5 s
             raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            traceback.clear_frames(error.__traceback__)
+            clear_frames(error)
             raise OSError(f"{str(error).splitlines()[0]} (out of memory?)") from None

@@ -21,6 +21,11 @@ def mean_interval(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFram
     return summary.drop(columns="deviation")
 
 
+def numbers(each: str | float) -> list[float]:
+    """Of a cell with several, as `each` is; pandas has read a single one as a number."""
+    return [float(word) for word in str(each).split()]
+
+
 def binomial_errors(percent: pd.Series, images: pd.Series) -> np.ndarray:
     """(2, rows): how far the 95 % interval of an accuracy reaches below and above it, in points, by the images alone (Wilson, 1927).
 

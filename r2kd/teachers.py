@@ -33,13 +33,13 @@ def teachers_table(study: Study, images: ImageData, teacher: nn.Module, draws: i
     pruned = pruning.prune_l1(teacher, study.option("pruning_rate"))
     mixed = pruning.MixedTeacher(teacher, pruned, study.option("dense_weight"), study.option("pruned_batchnorm"))
     context = {"mean": images.mean, "std": images.std, "policy": images.policy, "epoch": torch.tensor(1.0)}
+    drawn = {name: generator(0, name) for name in study.views}
     rows = []
-    for name, view in tqdm(study.views.items(), desc="views", unit="view"):
-        drawn = generator(0, name)
-        for batch, target in islice(_batches(images), draws):
+    for batch, target in tqdm(islice(_batches(images), draws), total=draws, desc="views", unit="batch"):
+        for name, view in study.views.items():
             with torch.inference_mode(), acceleration.exact():
                 clean = images.normalize(batch)
-                augmented, index = augment(view, clean, drawn, teacher=teacher, target=target, **context)
+                augmented, index = augment(view, clean, drawn[name], teacher=teacher, target=target, **context)
                 dense, sparse = teacher(augmented), pruned(augmented)
             for kind, logits in (("dense", dense), ("pruned", sparse), ("mixed", mixed.mix(dense, sparse))):
                 row = {"view": name, "teacher": kind, "entropy": float(evaluation.entropy(logits).mean())}

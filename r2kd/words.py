@@ -27,14 +27,15 @@ def seen(name: str, table: pd.DataFrame) -> str:
     return SEEN[name](table)
 
 
+def title(name: str) -> str:
+    """Of the figure of this name."""
+    return name.replace("_", " ").capitalize()
+
+
 def told(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """What one sees in those of the figures that lie in a folder, by title."""
     there = {name: folder / f"{name}.csv" for name in names}
-    return {
-        name.replace("_", " ").capitalize(): seen(name, tables.read(path))
-        for name, path in there.items()
-        if path.is_file()
-    }
+    return {title(name): seen(name, tables.read(path)) for name, path in there.items() if path.is_file()}
 
 
 def conclusions(folder: Path, *names: str) -> str:
@@ -120,7 +121,7 @@ def students(table: pd.DataFrame) -> str:
 
 def training_curves(table: pd.DataFrame) -> str:
     wide = table.pivot(index="epoch", columns="arm", values="mean")
-    drops = [float(word) for word in str(table["drops"].iloc[0]).split()]
+    drops = stats.numbers(table["drops"].iloc[0])
     settled = wide[wide.index > max(drop for drop in drops if drop < wide.index.max())] if len(wide) > 1 else wide
     moved = (settled.max() - settled.min()).max()
     return f"After the last drop of the learning rate each student's mean stays within {moved:.1f} points."
