@@ -113,7 +113,7 @@ def settings_of(options: argparse.Namespace) -> dict:
         folder = name == "dataset" and not named(value) and Path(value).expanduser().is_dir()
         if name in PATHS or folder:
             given[name] = str(Path(value).expanduser().resolve())
-    return given
+    return {"figures_root": str(ROOT / "figures")} | given
 
 
 def draw_figures(root: Path, formats: list[str]) -> int:
@@ -156,7 +156,7 @@ def run_notebooks(studies: list, notebooks: list[Path], parameters: dict, all_wa
     started = time.perf_counter()
     for study in studies:
         begun = time.time()
-        place = study.figures.relative_to(study.all_figures)
+        place = study.figures.relative_to(study.roots[-1])
         profile, settings = study.made_of
         executed = runs.root_folder(settings.get("runs_root")) / "notebooks" / place
         executed.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from . import (
     models,
     records,
     robustness,
+    runs,
     stats,
     tested,
     training,
@@ -41,8 +42,8 @@ class Study:
 
     seeds_of: those of the arms that have others, fewer. tests: what each student is tested with. comparisons: the pairs of arms
     that it is to tell apart. shown: the arms that crowded figures draw, empty for all. said: what captions add of its settings.
-    figures_root: else figures/. fresh: whether an arm of which there is only a record is trained. recorded: whether
-    one of which there is nothing is left out in place of it. made_of: (profile, settings) that `study` was given.
+    figures_root: else beside the runs, so that who looks changes no committed file. fresh: whether an arm of which there is only
+    a record is trained. recorded: whether one of which there is nothing is left out in place of it. made_of: (profile, settings) that `study` was given.
     """
 
     name: str
@@ -67,11 +68,14 @@ class Study:
     @property
     def figures(self) -> Path:
         """Of its figures and its records: <figures_root>/<data set>/<name>."""
-        return self.all_figures / _dataset_folder(self.first.data.dataset) / self.name
+        return self.roots[-1] / _dataset_folder(self.first.data.dataset) / self.name
 
     @property
-    def all_figures(self) -> Path:
-        return Path(self.figures_root or ROOT / "figures")
+    def roots(self) -> tuple[Path, ...]:
+        """The folders of figures whose records it knows; its own is the last."""
+        if self.figures_root:
+            return (Path(self.figures_root),)
+        return (ROOT / "figures", runs.root_folder(self.first.machine.runs_root) / "figures")
 
     @property
     def reference(self) -> str:
@@ -473,7 +477,7 @@ def run_teacher(study: Study, images: ImageData) -> nn.Module:
 def teacher_result(study: Study, images: ImageData) -> dict[str, Any]:
     """What the teacher's run ended with: from its record where its weights are not here and the study is not `fresh`."""
     run = study.teacher.run(study.teacher_images(images))
-    recorded = {} if run.finished or study.fresh else records.under(study.all_figures)
+    recorded = {} if run.finished or study.fresh else records.under(*study.roots)
     if run.address in recorded:
         return Run(run.folder, recorded[run.address]).result
     run = teacher_run(study, images)
@@ -501,11 +505,11 @@ def _teacher_logits(study: Study, images: ImageData) -> torch.Tensor:
 def run_students(study: Study, images: ImageData, weights: bool = True) -> list[Student]:
     """Every arm with every seed, trained and tested or returned as it was; those of one seed share each teacher pass.
 
-    Where no `weights` are asked for and the study is not `fresh`, a run whose record is under study.all_figures is reported
+    Where no `weights` are asked for and the study is not `fresh`, a run whose record is under study.roots is reported
     from it; in a study of what is `recorded` nothing is trained. Every finished run is written to the study's records, seed by seed.
     Several processes share a study: each takes what no other is at, then waits for what is left, and all return the same.
     """
-    recorded = {} if weights or study.fresh else records.under(study.all_figures)
+    recorded = {} if weights or study.fresh else records.under(*study.roots)
     wanted, opened = _wanted(study, images)
     order = [student.run.address for students in wanted.values() for student in students]
     trained: dict[int, list[Student]] = {}
@@ -586,7 +590,7 @@ def test_rows(
     under = study.protocol(images)
     if not (under.corruptions or under.attacks):
         return {}
-    places = {"folder": study.figures, "root": study.all_figures, "order": order, "wait": wait}
+    places = {"folder": study.figures, "roots": study.roots, "order": order, "wait": wait}
     return robustness.test(wanted, images, under, **places, teacher_logits=partial(_teacher_logits, study, images))
 
 

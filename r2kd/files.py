@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,11 @@ def write_atomically(path: Path, content: bytes, lasting: bool = True) -> None:
     if lasting:
         with suppress(OSError):  # not every system opens a folder
             _sync(path.parent, os.O_RDONLY)
+
+
+def found(roots: Iterable[str | Path], name: str) -> list[Path]:
+    """The files of a name under some folders, in the order of these, then of their paths; none twice."""
+    return list(dict.fromkeys(path for root in roots for path in sorted(Path(root).rglob(name))))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -176,4 +176,6 @@ class Design(Part):
     load: Any = setting(None, "a Python file with entries of your own", acts=False)
     fresh: bool | None = setting(None, "train what there is only a record of", acts=False)
     recorded: bool = setting(False, "train nothing: leave out students that have neither run nor record", acts=False)
-    figures_root: str | None = setting(None, "where figures and records go [figures/]", acts=False)
+    figures_root: str | None = setting(
+        None, "where figures and records go [run_all.py: figures/; a notebook: figures/ beside the runs]", acts=False
+    )

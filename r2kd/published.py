@@ -5,7 +5,7 @@ their script unpacks them, download_ckpts/tiny_teachers/models_tinyimagenet_v2/<
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -176,10 +176,12 @@ def test(
     figures: Path,
     tests: Tests = TESTS,
     precision: str = "bfloat16",
+    known: Sequence[Path] = (),
 ) -> None:
     """Measure the students' robustness, calibration and attacks, one pair after the other, and record them in `figures`.
 
-    What a record there says of the same weights under the same protocol is not measured again. See robustness.measure.
+    What a record there, or in the folders `known`, says of the same weights under the same protocol is not measured again. See
+    robustness.measure.
     """
     under = robustness.protocol(tests, images, precision=precision)
     images = images.to(device)
@@ -196,15 +198,16 @@ def test(
                 make = partial(_loaded, student, path, device)
                 digest = models.checkpoint_digest(path)
                 wanted.append(robustness.Subject(student.path.as_posix(), digest, make, about))
-        robustness.test(wanted, images, under, figures, figures)
+        robustness.test(wanted, images, under, figures, (*known, figures))
 
 
-def tests_table(figures: Path) -> tuple[pd.DataFrame, str]:
-    """(a row for each test of each recorded student, as experiments.tests_table has it; the protocol, in words).
+def tests_table(*figures: Path) -> tuple[pd.DataFrame, str]:
+    """(a row for each test of each student that these folders record, as experiments.tests_table has it; the protocol, in words).
 
     The augmentation is the arm and the pair stands for the seed. Of several protocols it is the one that most students met.
     """
-    rows = records.read([path for path in [Path(figures) / robustness.NAME] if path.exists()]).values()
+    paths = [Path(folder) / robustness.NAME for folder in figures]
+    rows = list(records.read([path for path in paths if path.exists()]).values())
     if not rows:
         return pd.DataFrame(), ""
     protocols = [row["address"].rpartition("@")[2] for row in rows]

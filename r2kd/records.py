@@ -45,9 +45,9 @@ def read(paths: Iterable[Path]) -> dict[str, dict]:
     return rows
 
 
-def under(figures_root: str | Path) -> dict[str, dict]:
-    """The rows of all studies under a folder of figures, by address."""
-    return read(sorted(Path(figures_root).rglob(NAME)))
+def under(*roots: str | Path) -> dict[str, dict]:
+    """The rows of all studies under folders of figures, by address."""
+    return read(files.found(roots, NAME))
 
 
 def kept(run: Run) -> tuple[Run, dict] | None:

@@ -274,12 +274,12 @@ def test(
     images: ImageData,
     under: Protocol,
     folder: Path,
-    root: Path,
+    roots: Iterable[Path],
     teacher_logits: Callable[[], Tensor] | None = None,
     order: Sequence[str] = (),
     wait: bool = True,
 ) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each model by its address: from the records under `root`, or measured and recorded in `folder`.
+    """The rows of each model by its address: from the records under `roots`, or measured and recorded in `folder`.
 
     A record counts where it is of this protocol and of these weights; where the weights are gone, one of the whole protocol counts
     too. A model that has neither weights nor record has no rows. What another process is measuring is waited for; without `wait` it
@@ -287,7 +287,7 @@ def test(
     `teacher_logits` makes those of all test images, where something has to be measured. `order`: the models' addresses, as their
     records are to stand.
     """
-    wanted, known = list(wanted), _known(root)
+    wanted, known = list(wanted), _known(roots)
     keys = {model: (f"{model.address}@{under.address}", model.weights) for model in wanted}
     for model, key in keys.items():
         if model.weights is None and key not in known:
@@ -296,7 +296,7 @@ def test(
     def left() -> dict[Path, Subject]:
         missing = [model for model, key in keys.items() if model.weights and key not in known]
         if missing:
-            known.update(_known(root))  # another process may have recorded them
+            known.update(_known(roots))  # another process may have recorded them
         return {folder / re.sub(r"[^\w.+=,@-]", "_", keys[m][0]): m for m in missing if keys[m] not in known}
 
     def compute(mine: list[Subject]) -> None:
@@ -318,10 +318,10 @@ def test(
     return {model.address: unpacked(known[key]) for model, key in keys.items() if key in known}
 
 
-def _known(root: Path) -> dict[tuple[str, str | None], dict]:
-    """The rows of all records under `root` by (address, digest of the weights), and by (address, None), whatever weights."""
+def _known(roots: Iterable[Path]) -> dict[tuple[str, str | None], dict]:
+    """The rows of all records under `roots` by (address, digest of the weights), and by (address, None), whatever weights."""
     known: dict[tuple[str, str | None], dict] = {}
-    for path in sorted(Path(root).rglob(NAME)):
+    for path in files.found(roots, NAME):
         for row in records.read([path]).values():
             known.setdefault((row["address"], row["weights"]), row)
             known.setdefault((row["address"], None), row)

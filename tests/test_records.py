@@ -68,6 +68,19 @@ def test_of_what_is_recorded_alone_nothing_is_trained(tiny, tmp_path, capsys):
     assert not (tmp_path / "runs").exists() and "2 of 6 students have neither run nor record" in capsys.readouterr().out
 
 
+def test_who_looks_knows_the_committed_records_and_writes_beside_the_runs(tiny, tmp_path, monkeypatch):
+    study, images = copied(tiny, tmp_path)
+    monkeypatch.setattr(experiments, "ROOT", tmp_path)  # its figures/ are the committed ones
+    asked = {name: value for name, value in study.made_of[1].items() if name != "figures_root"}
+    looked = experiments.study("smoke", **asked | {"fresh": False})
+    before = {path: path.read_bytes() for path in (tmp_path / "figures").rglob("*") if path.is_file()}
+    told = experiments.run_students(looked, images, weights=False)
+    assert {student.run.source for student in told} == {"record"}
+    assert looked.figures == tmp_path / "runs" / "figures" / study.figures.relative_to(tmp_path / "figures")
+    assert (looked.figures / records.NAME).is_file()
+    assert before == {path: path.read_bytes() for path in (tmp_path / "figures").rglob("*") if path.is_file()}
+
+
 def test_what_needs_weights_or_is_fresh_is_trained(tiny, tmp_path):
     study, images = copied(tiny, tmp_path)
     fresh = experiments.study("smoke", **dict(study.made_of[1]) | {"fresh": True})

@@ -170,7 +170,7 @@ def test_a_model_is_measured_once_and_again_when_its_weights_or_the_protocol_cha
     monkeypatch.setattr(
         robustness, "measure", lambda models, *more: measured.append(sorted(models)) or real(models, *more)
     )
-    places = {"images": digits, "folder": tmp_path / "study", "root": tmp_path}
+    places = {"images": digits, "folder": tmp_path / "study", "roots": [tmp_path]}
 
     def test(weights, under=under, names=("a", "b")):
         wanted = [Subject(name, weights, partial(network, i), {"arm": name}) for i, name in enumerate(names)]
@@ -283,11 +283,11 @@ def test_pruned_teachers_are_tested_and_recorded(finished):
     )
     assert teachers.pruned_teachers(study, images, rates=(0.0, 0.9)).set_index(["teacher", "rate"]).equals(table)
     elsewhere = replace(
-        study.teacher, machine=replace(study.teacher.machine, runs_root=str(study.all_figures / "no runs"))
+        study.teacher, machine=replace(study.teacher.machine, runs_root=str(study.roots[-1] / "no runs"))
     )
     gone = replace(study, teacher=elsewhere, fresh=False)
     assert teachers.pruned_teachers(gone, images, rates=(0.0, 0.9)).set_index(["teacher", "rate"]).equals(table)
-    assert not (study.all_figures / "no runs").exists()  # told from the records, nothing is trained
+    assert not (study.roots[-1] / "no runs").exists()  # told from the records, nothing is trained
 
 
 def test_label_noise_is_the_teachers_too_and_joins_the_figures_of_its_study(finished):
