@@ -222,8 +222,8 @@ def distances(table: pd.DataFrame) -> Figure:
 def training_curves(table: pd.DataFrame) -> Figure:
     """A panel a student: its mean (black), its seeds (thin), the others' means (grey), and where the learning rate drops (dotted)."""
     arms = list(dict.fromkeys(table["arm"]))
-    columns = min(4, len(arms))
-    rows = -(-len(arms) // columns)
+    rows = -(-len(arms) // 4)
+    columns = -(-len(arms) // rows)
     title = f"Test accuracy over training ({_seeds(table)}): the mean, each seed, and the other students' means in grey"
     size = (2.7 * columns + 1, 2.5 * rows + 1.2)
     figure, axes = _figure(table, title, columns, size, rows, sharex=True, sharey=True)

@@ -127,7 +127,7 @@ def live(study: Study, students: Sequence[Student], epochs: int = 20) -> Explore
         show,
         train_it=ipywidgets.ToggleButton(value=False, description="train; again: stop"),
         method=ipywidgets.Dropdown(options=[(entry.label, name) for name, entry in METHODS.items()], value="r2kd"),
-        view=ipywidgets.Dropdown(options=list(AUGMENTATIONS), value="cutmix"),
+        view=ipywidgets.Dropdown(options=list(AUGMENTATIONS), value="cutout"),
         fidelity=ipywidgets.Dropdown(options=["released", "intended"]),
         temperature=ipywidgets.FloatSlider(value=4, min=1, max=8, step=0.5, continuous_update=False),
         pruned=ipywidgets.IntSlider(

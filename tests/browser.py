@@ -37,6 +37,16 @@ requestAnimationFrame(frame);
 """
 
 
+START = """
+const done = (window.done ??= {{}}), name = arguments[0];
+delete done[name];
+{}.then(() => done[name] = 'well', error => done[name] = `${{error}}`);
+"""
+SESSION = "jupyterapp.shell.currentWidget.sessionContext.session"
+KERNEL = {"interrupt": f"{SESSION}.kernel.interrupt()", "shut down": f"{SESSION}.shutdown()"}
+RUN_ALL = "notebook:run-all-cells"
+
+
 def missing() -> str:
     """Why there is no browser to test with, or nothing."""
     try:
@@ -130,28 +140,29 @@ class Lab:
 
         return WebDriverWait(self.driver, PATIENCE, 0.1).until(lambda driver: driver.execute_script(script, *given))
 
+    def start(self, name: str) -> None:
+        """A command of JupyterLab's, or what KERNEL calls so."""
+        self.driver.execute_script(START.format(KERNEL.get(name, "jupyterapp.commands.execute(name)")), name)
+
+    def ended(self, name: str) -> None:
+        """Waits for what was started: asked again and again, as the driver waits for no answer of minutes."""
+        said = self.wait("return window.done[arguments[0]]", name)
+        assert said == "well", f"{name}: {said}"
+
     def command(self, name: str) -> None:
-        """A command of JupyterLab's, done when it returns."""
-        script = (
-            "const done = arguments[1]; jupyterapp.commands.execute(arguments[0]).then(() => done(), e => done(`${e}`))"
-        )
-        failed = self.driver.execute_async_script(script, name)
-        assert not failed, f"{name}: {failed}"
+        """One that has been done when it returns."""
+        self.start(name)
+        self.ended(name)
 
     def run_all(self) -> None:
         """Every cell, until what each has to show is there."""
-        self.command("notebook:run-all-cells")
+        self.command(RUN_ALL)
         self.wait(
             "return ![...document.querySelectorAll('.jp-OutputArea-output')].some(o => /^Loading widget/.test(o.textContent))"
         )
 
     def save(self) -> None:
         self.command("docmanager:save")
-
-    def stop_kernel(self) -> None:
-        self.driver.execute_async_script(
-            "const done = arguments[0]; jupyterapp.shell.currentWidget.sessionContext.shutdown().then(() => done())"
-        )
 
     def outputs(self) -> list[list[dict]]:
         """Of each cell, as the file would have them."""
@@ -167,6 +178,10 @@ class Lab:
         """Until so many outputs have these words for a reader."""
         script = "return [...document.querySelectorAll('.jp-OutputArea-output')].filter(o => o.textContent.includes(arguments[0])).length"
         self.wait(f"{script} === arguments[1]", words, times)
+
+    def text(self, of: str) -> str:
+        """As it is read, of all elements of a selector."""
+        return "\n".join(element.text for element in self.driver.find_elements("css selector", of))
 
     def cells(self, of: str = CONTROLS) -> list:
         """The cells that have elements of these selectors: controls."""

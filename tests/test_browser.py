@@ -1,13 +1,28 @@
 """The notebooks' explorers in a real JupyterLab; screenshots go to $R2KD_SCREENSHOTS, else under pytest's folder."""
 
 import os
+from base64 import b64decode
 from pathlib import Path
+
+import run_all
 
 import browser
 import nbformat
 import pytest
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
+TRAIN = """from r2kd.notebook import *
+scale = {{"epochs": 6, "train_images": 1024, "image_size": 32, "corruptions": "none", "attacks": "none"}}
+study = experiments.study("smoke", arms="ce", student="resnet20", seeds=1, runs_root="{}", **scale)
+(student,) = experiments.run_students(study, study.open_data())
+student.run.metrics.to_csv(index=False)"""
+# which epochs of six the bars say, looked at ten times a second
+EPOCHS = r"""
+window.epochs = [];
+window.looking ??= setInterval(() => {
+  for (const [, epoch] of document.body.textContent.matchAll(/epoch.(\d)\/6/g)) if (!epochs.includes(epoch)) epochs.push(epoch);
+}, 100);
+"""
 NOTEBOOKS = sorted((browser.ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -49,10 +64,11 @@ def test_every_control_changes_the_picture_and_the_last_picture_stays(notebook, 
     assert lab.errors() == []
     last = [lab.picture(cell) for cell in lab.cells()]
     lab.save()
-    lab.stop_kernel()
+    lab.command("shut down")
     lab.open(notebook.name)  # with a kernel that has run nothing
     lab.wait_for("Run this cell in JupyterLab to move its controls.", explorers(notebook))
     assert {picture for cell in lab.cells(of="img") for picture in [lab.picture(cell)]} >= set(last)
+    assert "model not found" not in lab.text(".jp-OutputArea-output")  # of a bar
     lab.screenshot(lab.cells(of=".widget-label")[0], screenshots / f"{notebook.stem}-reopened.png")
 
 
@@ -69,3 +85,57 @@ def test_twenty_keys_in_a_second_leave_no_queue(lab):
     assert (
         len(seen["keys"]) == 20 and 1 <= len(after) <= 4
     )  # one was being drawn, one waited, and two were the browser's
+
+
+def test_an_interrupt_is_two_lines_and_the_cell_run_again_goes_on_with_the_same_numbers(lab, screenshots):
+    lab.write("undisturbed.ipynb", TRAIN.format("undisturbed"))
+    lab.open("undisturbed.ipynb")
+    lab.run_all()
+    undisturbed = lab.outputs()
+    lab.write("interrupted.ipynb", TRAIN.format("interrupted"))
+    lab.open("interrupted.ipynb")
+    lab.driver.execute_script(EPOCHS)
+    lab.start(browser.RUN_ALL)
+    lab.wait("return epochs.includes('3')")
+    lab.command("interrupt")
+    lab.wait("return jupyterapp.shell.currentWidget.content.widgets[0].model.outputs.toJSON().some(o => o.ename)")
+    lab.driver.save_screenshot(str(screenshots / "interrupted.png"))
+    said = [line for line in lab.text(".jp-OutputArea-output").splitlines() if line]
+    assert len(said) == 3 and "students" in said[0] and "in epoch 3 of 6" in said[1] and "run the cell" in said[2], said
+    lab.driver.execute_script(EPOCHS)
+    lab.run_all()
+    assert lab.driver.execute_script("return epochs")[0] == "3"
+    assert lab.outputs()[0][-1]["data"] == undisturbed[0][-1]["data"]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Of two notebooks that are read in it and have equations, figures and links."""
+    place = tmp_path_factory.mktemp("report")
+    roots = ["--runs-root", str(place / "runs"), "--figures-root", str(place / "figures")]
+    assert run_all.main(["--profile", "smoke", "--only", "01,04", *roots]) == 0
+    (path,) = place.rglob("report.html")
+    return path
+
+
+def test_the_report_opens_from_disk_without_a_network_whole(report, lab, screenshots):
+    lab.driver.set_network_conditions(offline=True, latency=0, throughput=0)
+    try:
+        lab.driver.get(report.as_uri())
+        equations, pictures, links, loaded = lab.driver.execute_script("""
+            const all = selector => [...document.querySelectorAll(selector)];
+            return [
+              all('math').map(e => Math.min(e.getBoundingClientRect().width, e.getBoundingClientRect().height)),
+              all('img').map(e => e.naturalWidth), all('a[href]').map(e => e.getAttribute('href')),
+              performance.getEntriesByType('resource').map(e => e.name)]""")
+        whole = lab.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})["data"]
+    finally:
+        lab.driver.delete_network_conditions()
+    (screenshots / "report.png").write_bytes(b64decode(whole))
+    text = report.read_text(encoding="utf-8")
+    assert len(equations) > 10 and min(equations) > 4
+    assert len(pictures) > 10 and min(pictures) > 100
+    assert not [url for url in loaded if not url.startswith("data:")]
+    assert not [link for link in links if link.startswith("#") and f'id="{link[1:]}"' not in text]
+    assert not [link for link in links if not link.startswith(("#", "https://"))]
+    assert "%|" not in text and "stderr" not in text.split("</style>")[1]
