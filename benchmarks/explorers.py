@@ -1,18 +1,20 @@
 """From a key to the picture: python -m benchmarks.explorers
 
-Each explorer of the notebooks with untrained networks, one of its sliders moved 20 times: in the process, from the value to the PNG's
+Each explorer of the notebooks, one of its controls moved 20 times: in the process, from the value to the PNG's
 bytes; and, where Chromium, its chromedriver and selenium are (pip install -e ".[browser]"), in JupyterLab, from the key to the frame
 that has the new picture. Prints a table, writes explorers.csv and README.md beside it. On two CPU cores about two minutes.
 """
 
 import argparse
+import atexit
 import itertools
+import shutil
 import tempfile
 import time
 from pathlib import Path
 
 from benchmarks import report
-from r2kd import data, explorers, models, simplex
+from r2kd import data, experiments, explorers, models, simplex, student_explorers
 from r2kd.pruning import BATCHNORM_MODES
 from r2kd.randomness import generator
 from tests import browser
@@ -22,13 +24,22 @@ import pandas as pd
 import torch
 
 KEYS = 20
-MOVED = {"augmentation": "draw", "pruning": "image", "losses": "temperature", "corruption": "image"}
+MOVED = {
+    "augmentation": "draw",
+    "pruning": "image",
+    "losses": "temperature",
+    "corruption": "image",
+    "compare": "smoothing",
+    "errors": "image",
+    "live": "seed",
+}
 SETUP = """from benchmarks import explorers
 made = explorers.made()"""
 
 
 def made() -> dict[str, explorers.Explorer]:
-    """By name: the digits at CIFAR's 32 pixels, a resnet20 that teaches nine resnet8."""
+    """By name: the digits at CIFAR's 32 pixels, untrained a resnet20 that teaches nine resnet8; of compare, errors and live students
+    that were trained in seconds."""
     images = data.load("digits", image_size=32).subset(64, explorers.SHOWN_IMAGES)
     networks = {f"student {i}": models.create("resnet8", images.num_classes).eval() for i in range(9)}
     networks = {"teacher": models.create("resnet20", images.num_classes).eval()} | networks
@@ -38,12 +49,26 @@ def made() -> dict[str, explorers.Explorer]:
         for of in itertools.product(rates, BATCHNORM_MODES)
     }
     quality = pd.DataFrame([{"rate": rate, "batchnorm": mode, "top1": 95 - rate} for rate, mode in answers])
+    study, few, students = trained()
     return {
         "augmentation": explorers.augmentation(images, networks["teacher"]),
         "pruning": explorers.pruning(images, images.test, answers, quality),
         "losses": simplex.explorer(),
         "corruption": explorers.corruption(images, networks),
+        "compare": student_explorers.compare(students),
+        "errors": student_explorers.errors(study, few, students),
+        "live": student_explorers.live(study, students),
     }
+
+
+def trained() -> tuple[experiments.Study, data.ImageData, list[experiments.Student]]:
+    """Two arms of the smoke profile with three seeds and 20 epochs, which do not stay."""
+    root = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    scale = {"epochs": 20, "corruptions": "none", "attacks": "none"}
+    study = experiments.study("smoke", arms="ce; kd", seeds=3, runs_root=root, **scale)
+    images = study.open_data()
+    return study, images, experiments.run_students(study, images)
 
 
 def in_process() -> dict[str, list[float]]:

@@ -12,8 +12,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from . import drawings, losses
-from .explorers import Explorer
+from . import losses
+from .explorers import LOOK, Explorer
 
 HEIGHT = 3**0.5 / 2  # of a triangle whose side is 1
 CORNERS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, HEIGHT]])  # (3, 2): where a class has probability 1
@@ -48,7 +48,7 @@ def explorer(temperature: float = 4.0) -> Explorer:
     raster, inside = _raster()
     points = _lattice()
     from_, extent = points @ CORNERS, (0, 1, 0, HEIGHT)
-    with rc_context(drawings.STYLE):
+    with rc_context(LOOK):
         figure = Figure(figsize=(12, 3.2), layout="constrained")
         panels = figure.subplots(1, len(LOSSES))
         for panel in panels:
@@ -83,14 +83,8 @@ def explorer(temperature: float = 4.0) -> Explorer:
         ]
         own = [panel.plot([], [], "o", color="white", markeredgecolor="k", markersize=5)[0] for panel in panels]
         softened = [panel.plot([], [], "*", color="white", markeredgecolor="k", markersize=13)[0] for panel in panels]
-        figure.colorbar(maps[0], ax=panels, label="share of the largest", shrink=0.7, aspect=12)
-        figure.legend(
-            [softened[0], own[0]],
-            ["the teacher at T", "at T = 1"],
-            loc="outside lower center",
-            ncols=2,
-            facecolor="0.6",
-        )
+        figure.colorbar(maps[0], ax=panels, label="share of the largest", shrink=0.7, aspect=12, ticks=(0, 0.5, 1))
+        figure.supxlabel("☆ the teacher at T    ○ at T = 1    + all classes alike", fontsize=9)  # a legend is slow
 
     def show(logit_of_A: float, logit_of_B: float, temperature: float) -> Figure:
         teacher = torch.tensor([logit_of_A, logit_of_B, 0.0])

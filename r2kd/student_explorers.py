@@ -14,6 +14,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from torch import Tensor
 
 from . import drawings, evaluation, experiments, stats, training
@@ -21,7 +23,7 @@ from .augmentation import AUGMENTATIONS
 from .config import DistillConfig
 from .data import ImageData
 from .experiments import Student, Study, in_minutes
-from .explorers import Explorer, photograph
+from .explorers import LOOK, Explorer, photograph
 from .methods import METHODS
 
 SHOWN = 6  # classes that have bars
@@ -37,7 +39,7 @@ def compare(students: Sequence[Student]) -> Explorer:
     arms = list(dict.fromkeys(student.arm for student in students))
     curves = pd.concat([s.run.metrics.assign(arm=s.arm, seed=s.config.seed) for s in students], ignore_index=True)
     metrics = [name for name in curves.columns.drop(["arm", "seed", "epoch"]) if curves[name].notna().any()]
-    with rc_context(drawings.STYLE):
+    with rc_context(LOOK):
         figure = Figure(figsize=(11, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 1))
 
@@ -71,7 +73,7 @@ def live(study: Study, students: Sequence[Student], epochs: int = 20) -> Explore
     networks and images are those of quick, as experiments.in_minutes has it, and `students` of other images are not drawn.
     """
     minutes = in_minutes(study, seeds=1).first.data
-    with rc_context(drawings.STYLE):
+    with rc_context(LOOK):
         figure = Figure(figsize=(8, 3.8), layout="constrained")
         axes = figure.subplots()
     curves = [s.run.metrics[["epoch", "test_top1"]].assign(arm=s.arm) for s in students if s.config.data == minutes]
@@ -182,16 +184,13 @@ def errors(study: Study, images: ImageData, students: Sequence[Student]) -> Expl
             model = training.load_model(here[name].config, here[name].run, images.num_classes)
         return evaluation.predict(model.to(images.test.labels.device), images.test, images).float().cpu()
 
-    with rc_context(drawings.STYLE):
+    with rc_context(LOOK):
         figure = Figure(figsize=(12, 4.6), layout="constrained")
         left, middle, right = figure.subfigures(1, 3, width_ratios=(1.15, 1, 1.1))
         matrix, bars = _confusion_axes(left.subplots(), images), right.subplots()
-        blank = np.ones_like(photograph(images.test, 0), dtype=float)
-        pictures = [panel.imshow(blank) for panel in middle.subplots(4, 3).flat]
-        for picture in pictures:
-            picture.axes.set_xticks([])
-            picture.axes.set_yticks([])
-            picture.axes.set_title(" ", fontsize=7)
+        blank = np.full_like(photograph(images.test, 0), 255)
+        pictures, frame = _album(middle.subplots(), blank)
+        compared: list[str] = []  # of the matrix
 
     def show(student: str, other: str, images_of: str, image: int, temperature: float) -> Figure:
         answers = {student: logits(student), other: logits(other)}
@@ -200,15 +199,14 @@ def errors(study: Study, images: ImageData, students: Sequence[Student]) -> Expl
         chosen = {ALONE[0]: mine & ~theirs, ALONE[1]: theirs & ~mine, ALONE[2]: ~mine & ~theirs}[images_of]
         chosen = chosen.nonzero().flatten()
         few = chosen[torch.linspace(0, len(chosen) - 1, min(len(pictures), len(chosen))).long()].tolist()
-        _confusion(matrix, first, second, labels, images.num_classes)
+        if compared != [student, other]:
+            compared[:] = [student, other]
+            _confusion(matrix, first, second, labels, images.num_classes)
         middle.suptitle(f"{images_of}: {len(chosen):,} of {len(labels):,}", fontsize=10)
-        for i, picture in enumerate(pictures):
+        for i, (picture, name) in enumerate(pictures):
             picture.set_data(photograph(images.test, few[i]) if i < len(few) else blank)
-            picture.axes.set_title(images.classes[int(labels[few[i]])] if i < len(few) else " ", fontsize=7)
-            chosen_now = len(few) > 0 and i == image % len(few)
-            picture.axes.spines[:].set(
-                visible=i < len(few), color="black" if chosen_now else "0.8", linewidth=3 if chosen_now else 1
-            )
+            name.set_text(images.classes[int(labels[few[i]])] if i < len(few) else "")
+        frame.set(visible=len(few) > 0, xy=pictures[image % len(few) if few else 0][0].get_extent()[::2])
         bars.clear()
         if few:
             index = few[image % len(few)]
@@ -226,6 +224,18 @@ def errors(study: Study, images: ImageData, students: Sequence[Student]) -> Expl
         image=ipywidgets.IntSlider(value=0, min=0, max=11),
         temperature=ipywidgets.FloatSlider(value=1, min=1, max=8, step=0.5),
     )
+
+
+def _album(axes: Axes, blank: np.ndarray) -> tuple[list[tuple[AxesImage, Text]], Rectangle]:
+    """(twelve pictures with a word above each, the frame of one): in one panel, as twelve are slow."""
+    places = [(1.1 * column, -1.25 * row) for row in range(4) for column in range(3)]
+    found = [
+        (axes.imshow(blank, extent=(x, x + 1, y, y + 1)), axes.text(x + 0.5, y + 1.03, "", ha="center", fontsize=7))
+        for x, y in places
+    ]
+    axes.set(xlim=(-0.05, 3.25), ylim=(-3.8, 1.25))
+    axes.set_axis_off()
+    return found, axes.add_patch(Rectangle((0, 0), 1, 1, fill=False, linewidth=3))
 
 
 def _confusion_axes(axes: Axes, images: ImageData) -> AxesImage:
