@@ -60,7 +60,7 @@ def with_parameters(notebook: Path, place: Path, **parameters) -> Path:
     """A copy of a notebook in the folder `place` with other values in its first cell."""
     copied = nbformat.read(notebook, as_version=4)
     cell = next(cell for cell in copied.cells if "parameters" in cell.metadata.get("tags", ()))
-    cell.source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    cell.source = "\n".join([cell.source, *(f"{name} = {value!r}" for name, value in parameters.items())])
     nbformat.write(copied, place / notebook.name)
     return place / notebook.name
 
