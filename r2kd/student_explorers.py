@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from . import drawings, evaluation, experiments, stats, training
@@ -110,7 +111,7 @@ def live(study: Study, students: Sequence[Student], epochs: int = 20) -> Explore
             threading.Thread(target=train, args=(config, run.address), daemon=True).start()
         axes.clear()
         for arm, line in zip(known, drawings.LINES[1:], strict=False):
-            axes.plot(known[arm], color="0.5", linestyle=line, label=arm)
+            axes.plot(known[arm], color="0.5", linestyle=line, label=arm, marker="o" if len(known) == 1 else None)
         if (run.folder / "metrics.csv").is_file():
             points = run.metrics
             axes.plot(points["epoch"], points["test_top1"], "o-", color=drawings.COLOURS[1], label="this student")
@@ -120,6 +121,7 @@ def live(study: Study, students: Sequence[Student], epochs: int = 20) -> Explore
         what = "{method} {view}, {fidelity}, T = {temperature:g}, {pruned} % pruned, seed {seed}".format(**chosen)
         axes.set_title(f"{what}: {state}", fontsize=10)
         axes.set(xlabel="epoch", ylabel="test accuracy (%)", xlim=(0, epochs + 1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axes.lines:
             axes.legend(loc="lower right")
         return figure

@@ -190,7 +190,7 @@ class Lab:
 
     def source(self, cell) -> str:
         """Of a cell's last picture."""
-        return cell.find_elements("css selector", "img")[-1].get_attribute("src")
+        return self.driver.execute_script("return [...arguments[0].querySelectorAll('img')].at(-1).src", cell)
 
     def picture(self, cell) -> bytes:
         """The PNG of a cell's last picture."""
@@ -235,7 +235,7 @@ class Lab:
         """Moves a control: whether the picture became another."""
         before = self.source(cell)
         self.move(control)
-        script = "const all = arguments[0].querySelectorAll('img'); return all[all.length - 1]?.src !== arguments[1]"
+        script = "return [...arguments[0].querySelectorAll('img')].at(-1)?.src !== arguments[1]"
         return bool(self.wait(script, cell, before))
 
     def screenshot(self, cell, path: Path) -> None:

@@ -1,6 +1,7 @@
 """The notebooks' explorers in a real JupyterLab; screenshots go to $R2KD_SCREENSHOTS, else under pytest's folder."""
 
 import os
+import time
 from base64 import b64decode
 from pathlib import Path
 
@@ -16,6 +17,9 @@ scale = {{"epochs": 6, "train_images": 1024, "image_size": 32, "corruptions": "n
 study = experiments.study("smoke", arms="ce", student="resnet20", seeds=1, runs_root="{}", **scale)
 (student,) = experiments.run_students(study, study.open_data())
 student.run.metrics.to_csv(index=False)"""
+LIVE = """from r2kd.notebook import *
+study = experiments.study("smoke", runs_root="live")
+student_explorers.live(study, [], epochs=200)"""
 # which epochs of six the bars say, looked at ten times a second
 EPOCHS = r"""
 window.epochs = [];
@@ -86,6 +90,24 @@ def test_twenty_keys_in_a_second_leave_no_queue(lab):
     assert (
         len(seen["keys"]) == 20 and 1 <= len(after) <= 4
     )  # one was being drawn, one waited, and two were the browser's
+
+
+def test_a_student_is_trained_while_one_looks_on_and_stopped(lab, screenshots):
+    lab.write("live.ipynb", LIVE)
+    lab.open("live.ipynb")
+    lab.run_all()
+    (cell,) = lab.cells()
+    button, seen = cell.find_element("css selector", ".widget-toggle-button"), {lab.source(cell)}
+    button.click()
+    while len(seen) < 4:  # a point an epoch
+        seen.add(lab.source(cell))
+    lab.screenshot(cell, screenshots / "live.png")
+    button.click()
+    (trained,) = (lab.folder / "live").glob("distill-*/metrics.csv")
+    at = 0
+    while at != (at := len(trained.read_text().splitlines()) - 1):  # epochs; the one that it was in is finished
+        time.sleep(2)
+    assert 3 <= at < 200
 
 
 def test_an_interrupt_is_two_lines_and_the_cell_run_again_goes_on_with_the_same_numbers(lab, screenshots):
