@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -177,6 +177,7 @@ class Student(NamedTuple):
 
 
 ARM = tested.ARM
+SHARES = "{l_bar}{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # of a bar whose steps are parts of a run
 
 
 def study(profile: str = "quick", **settings) -> Study:
@@ -516,15 +517,22 @@ def run_students(study: Study, images: ImageData, weights: bool = True) -> list[
     tested: set[int] = set()
     unwritten = list(wanted)  # in this order, whichever is finished first
     total = len(order)
-    with tqdm(total=total, desc="students", unit="run") as bar:
+
+    def trained_yet() -> float:
+        return sum(_share(student, recorded) for students in wanted.values() for student in students)
+
+    def move() -> None:
+        bar.update(trained_yet() - bar.n)
+
+    with tqdm(total=total, initial=trained_yet(), desc="students", unit="run", bar_format=SHARES) as bar:
         for wait in (False, True):
             for seed in [seed for seed in wanted if seed not in tested]:
                 if seed not in trained:
-                    found = _run_seed(study, wanted[seed], opened, recorded, wait)
+                    found = _run_seed(study, wanted[seed], opened, recorded, wait, move)
                     if not all(student.run.source == "record" or student.run.finished for student in found):
                         continue
                     trained[seed] = found
-                    bar.update(len(found))
+                    move()
                 while unwritten and unwritten[0] in trained:
                     records.write(study.figures, [(s.arm, s.run) for s in trained[unwritten.pop(0)]])
                 rows = _test(study, images, trained[seed], order, wait)
@@ -554,12 +562,20 @@ def _wanted(study: Study, images: ImageData) -> tuple[dict[int, list[Student]], 
     return wanted, opened
 
 
+def _share(student: Student, recorded: Mapping[str, dict]) -> float:
+    """How much of a student is trained, or known: 0 to 1."""
+    if student.run.finished or student.run.address in recorded:
+        return 1
+    return student.run.epochs / student.config.recipe.epochs
+
+
 def _run_seed(
     study: Study,
     students: list[Student],
     opened: Mapping[Data, ImageData],
     recorded: Mapping[str, dict],
     wait: bool,
+    after_epoch: Callable[[], None],
 ) -> list[Student]:
     found, together = {}, {}
     for student in students:
@@ -572,7 +588,7 @@ def _run_seed(
     if not study.fresh and any(s.config.taught and not s.run.finished for s in found.values() if s.run.source == "run"):
         training.put_back(study.teacher, study.teacher_images(opened[study.first.data]))
     for configs in together.values():
-        training.distill_all(configs, opened[configs[0].data], wait=wait)
+        training.distill_all(configs, opened[configs[0].data], wait=wait, after_epoch=after_epoch)
     return [found[student.arm] for student in students if student.arm in found]
 
 

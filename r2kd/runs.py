@@ -104,7 +104,7 @@ class Run:
         if self.record is not None:
             return dict(self.record)
         wrong, finished = self.damaged, self.finished
-        state = "finished" if finished else f"unfinished, {self._epochs} epochs"
+        state = "finished" if finished else f"unfinished, {self.epochs} epochs"
         state = f"damaged: {', '.join(wrong)}" if wrong else state
         settings = _flat({name: value for name, value in self.config.items() if name != "acts"})
         settings = {
@@ -115,13 +115,13 @@ class Run:
         row = {"address": self.address, "state": state} | settings
         if finished:
             row |= self.result | {
-                "curve": " ".join(map(repr, self.metrics["test_top1"].tolist())) if self._epochs else ""
+                "curve": " ".join(map(repr, self.metrics["test_top1"].tolist())) if self.epochs else ""
             }
         return row | _machine(self.starts)
 
     @property
-    def _epochs(self) -> int:
-        """How many rows metrics.csv has."""
+    def epochs(self) -> int:
+        """How many are kept: the rows of metrics.csv."""
         path = self.folder / "metrics.csv"
         return max(0, path.read_bytes().count(b"\n") - 1) if path.is_file() else 0
 
@@ -129,7 +129,7 @@ class Run:
         """Whether metrics.csv is the one that the result was made of; of a teacher whose weights were given there is none."""
         written = result.get("files", {}).get("metrics.csv")
         if written is None:
-            return self._epochs == result.get("epochs", 0)
+            return self.epochs == result.get("epochs", 0)
         path = self.folder / "metrics.csv"
         return path.is_file() and files.sha256(path) == written
 
