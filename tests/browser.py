@@ -210,8 +210,8 @@ class Lab:
         self.driver.execute_script("arguments[0].focus()", target)
         return target
 
-    def move(self, control) -> None:
-        """To another value: a key, or a click on the last button."""
+    def move(self, control, to: str | None = None) -> None:
+        """To another value: a key, a click on the last button, or what a menu calls so."""
         from selenium.webdriver.common.keys import Keys
         from selenium.webdriver.support.select import Select
 
@@ -221,8 +221,9 @@ class Lab:
             buttons[-1].click()
         elif target.tag_name == "select":
             chosen = Select(target)
-            at = chosen.options.index(chosen.first_selected_option)
-            chosen.select_by_index((at + 1) % len(chosen.options))
+            names = [option.text for option in chosen.options]
+            at = names.index(chosen.first_selected_option.text)
+            chosen.select_by_visible_text(to or names[(at + 1) % len(names)])
         elif target.tag_name == "input":
             target.click()
         else:
@@ -231,10 +232,10 @@ class Lab:
     def enabled(self, control) -> bool:
         return not control.find_elements("css selector", "[disabled]")
 
-    def change(self, cell, control) -> bool:
+    def change(self, cell, control, to: str | None = None) -> bool:
         """Moves a control: whether the picture became another."""
         before = self.source(cell)
-        self.move(control)
+        self.move(control, to)
         script = "return [...arguments[0].querySelectorAll('img')].at(-1)?.src !== arguments[1]"
         return bool(self.wait(script, cell, before))
 
