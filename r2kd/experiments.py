@@ -517,22 +517,21 @@ def run_students(study: Study, images: ImageData, weights: bool = True) -> list[
     tested: set[int] = set()
     unwritten = list(wanted)  # in this order, whichever is finished first
     total = len(order)
+    shares = {seed: _shares(wanted[seed], recorded) for seed in wanted}
+    with tqdm(total=total, initial=sum(shares.values()), desc="students", unit="run", bar_format=SHARES) as bar:
 
-    def trained_yet() -> float:
-        return sum(_share(student, recorded) for students in wanted.values() for student in students)
+        def move(seed: int) -> None:
+            shares[seed] = _shares(wanted[seed], recorded)
+            bar.update(sum(shares.values()) - bar.n)
 
-    def move() -> None:
-        bar.update(trained_yet() - bar.n)
-
-    with tqdm(total=total, initial=trained_yet(), desc="students", unit="run", bar_format=SHARES) as bar:
         for wait in (False, True):
             for seed in [seed for seed in wanted if seed not in tested]:
                 if seed not in trained:
-                    found = _run_seed(study, wanted[seed], opened, recorded, wait, move)
+                    found = _run_seed(study, wanted[seed], opened, recorded, wait, partial(move, seed))
                     if not all(student.run.source == "record" or student.run.finished for student in found):
                         continue
                     trained[seed] = found
-                    move()
+                    move(seed)
                 while unwritten and unwritten[0] in trained:
                     records.write(study.figures, [(s.arm, s.run) for s in trained[unwritten.pop(0)]])
                 rows = _test(study, images, trained[seed], order, wait)
@@ -562,11 +561,9 @@ def _wanted(study: Study, images: ImageData) -> tuple[dict[int, list[Student]], 
     return wanted, opened
 
 
-def _share(student: Student, recorded: Mapping[str, dict]) -> float:
-    """How much of a student is trained, or known: 0 to 1."""
-    if student.run.finished or student.run.address in recorded:
-        return 1
-    return student.run.epochs / student.config.recipe.epochs
+def _shares(students: Iterable[Student], recorded: Mapping[str, dict]) -> float:
+    """How many of them are trained, or known; of one at work its epochs count."""
+    return sum(1 if s.run.address in recorded else s.run.epochs / s.config.recipe.epochs for s in students)
 
 
 def _run_seed(
