@@ -256,11 +256,11 @@ def training_curves(table: pd.DataFrame) -> Figure:
 
 def students(table: pd.DataFrame) -> Figure:
     """A row a student, the best mean first; filled where the pruned teacher takes part, one marker a method."""
-    figure, (axes,) = _figure(table, f"Students, last epoch ({_seeds(table)})", size=(7, 0.26 * len(table) + 1.8))
-    _dots(axes, table, "mean", "test accuracy of the last epoch (%); bars: 95 % interval; dots: seeds")
+    figure, (axes,) = _figure(table, f"Students, last epoch ({_seeds(table)})", size=(7, 0.26 * len(table) + 2))
+    _dots(axes, table, "mean", "test accuracy of the last epoch (%)\nbars: 95 % interval; dots: seeds")
     teacher = table["teacher_top1"].iloc[0]
     axes.axvline(teacher, color="0.3", linestyle="--")
-    axes.annotate(f"teacher {teacher:.1f}", (teacher, len(table) - 0.4), ha="center", fontsize=8, annotation_clip=False)
+    axes.text(teacher, 0, f"teacher {teacher:.1f}\n", ha="right", va="center", fontsize=8, rotation=90)
     return figure
 
 
@@ -289,7 +289,7 @@ def best_epoch(table: pd.DataFrame) -> Figure:
         f"What choosing the best epoch on the test split adds ({_seeds(table)})",
         size=(7, 0.26 * len(table) + 1.8),
     )
-    _dots(axes, table, "mean", "best minus last epoch's test accuracy (points); bars: 95 % interval; dots: seeds")
+    _dots(axes, table, "mean", "best minus last epoch's test accuracy (points)\nbars: 95 % interval; dots: seeds")
     axes.axvline(0, color="0.3", linewidth=1)
     return figure
 
@@ -305,7 +305,7 @@ def grid(table: pd.DataFrame, where: str = "On clean images") -> Figure:
     views = max((list(rows["view"]) for _, rows in table.groupby("contrast")), key=len)
     views += [view for view in dict.fromkeys(table["view"]) if view not in views]
     title = f"{where}: what a view adds, and which distance is ahead ({_seeds(table)}, paired; points ± 95 % interval)"
-    figure, (axes,) = _figure(table, title, size=(9.4, 0.62 * len(contrasts) + 1.9))
+    figure, (axes,) = _figure(table, title, size=(9.4, 0.62 * len(contrasts) + 2.1))
     wide = table.pivot(index="contrast", columns="view", values="mean").loc[contrasts, views]
     limit = max(table["mean"].abs().max(), 1e-9)
     axes.imshow(wide, cmap="RdBu_r", vmin=-1.6 * limit, vmax=1.6 * limit, aspect="auto")
@@ -319,7 +319,7 @@ def grid(table: pd.DataFrame, where: str = "On clean images") -> Figure:
     axes.set_yticks(range(len(contrasts)), [f"{c}: view minus control" if c in gains else c for c in contrasts])
     axes.set_xticks(range(len(views)), views)
     axes.set_xlabel(
-        "second view (control: identity, where it was trained);  * bold: told apart from 0, Holm-adjusted over all cells"
+        "second view (control: identity, where it was trained)\n* bold: told apart from 0, Holm-adjusted over all cells"
     )
     axes.grid(False)
     return figure
