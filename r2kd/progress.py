@@ -17,6 +17,7 @@ if os.environ.get("R2KD_PROGRESS") == "text" or not hasattr(_ipython, "kernel"):
 else:
     from IPython.display import display
 
+    _NOWHERE = open(os.devnull, "w")  # noqa: SIM115
     _FREE: list[tuple[int, Any]] = []  # (cell, output) of bars that are gone: the next ones of the cell show there
 
     class tqdm(usual.tqdm):
@@ -24,7 +25,7 @@ else:
 
         def __init__(self, *given, **options) -> None:
             self.shown = None
-            super().__init__(*given, **{"file": open(os.devnull, "w"), "ncols": 110} | options)  # noqa: SIM115
+            super().__init__(*given, **{"file": _NOWHERE, "ncols": 110} | options)
 
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
             text = str(self) if msg is None else msg

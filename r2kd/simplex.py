@@ -17,7 +17,7 @@ from .explorers import LOOK, Explorer
 
 HEIGHT = 3**0.5 / 2  # of a triangle whose side is 1
 CORNERS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, HEIGHT]])  # (3, 2): where a class has probability 1
-COLUMNS, ARROWS, LEVELS = 71, 8, 14  # of the raster, along a side, of the colours
+COLUMNS, ARROWS, LEVELS = 61, 8, 14  # of the raster, along a side, of the colours
 LOSSES = {  # of one sample, over its classes
     "KL divergence\nof KD": losses.kd_loss,
     "value, cosine\nas released": losses.value_loss,

@@ -252,7 +252,7 @@ def _confusion_axes(axes: Axes, images: ImageData) -> AxesImage:
 
 
 def _confusion(artist: AxesImage, first: Tensor, second: Tensor, labels: Tensor, count: int) -> None:
-    """(class, answer): how many images more the first student answers so than the second, in numbers where the classes are few."""
+    """(class, answer): how many images more the first student answers so than the second; of few classes in numbers, from 2 on."""
     counts = [torch.bincount(labels * count + said, minlength=count**2) for said in (first, second)]
     difference = (counts[0] - counts[1]).view(count, count).numpy()
     limit = max(1, np.abs(difference).max())
@@ -261,7 +261,7 @@ def _confusion(artist: AxesImage, first: Tensor, second: Tensor, labels: Tensor,
     artist.axes.set_title(f"answers of the first minus the second\n(at most {limit} images a cell)", fontsize=10)
     for text in list(artist.axes.texts):
         text.remove()
-    for row, column in np.argwhere(difference) if count <= FEW else ():
+    for row, column in np.argwhere(np.abs(difference) > 1) if count <= FEW else ():
         artist.axes.text(column, row, f"{difference[row, column]:+d}", ha="center", va="center", fontsize=7)
 
 

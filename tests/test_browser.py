@@ -101,7 +101,9 @@ def test_a_student_is_trained_while_one_looks_on_and_stopped(lab, screenshots):
     (cell,) = lab.cells()
     button, seen = cell.find_element("css selector", ".widget-toggle-button"), {lab.source(cell)}
     button.click()
+    started = time.monotonic()
     while len(seen) < 4:  # a point an epoch
+        assert time.monotonic() < started + browser.PATIENCE
         seen.add(lab.source(cell))
     lab.screenshot(cell, screenshots / "live.png")
     button.click()
