@@ -30,14 +30,15 @@ def grid_arms(study: Study) -> dict[tuple[str, str], str]:
 
 
 def grid(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.DataFrame:
-    """The grid as paired differences, one family: contrast, kind, view, mean, half_width, n, p, p_holm, verdict.
+    """The grid as paired differences, one family, in which what is not trained yet counts: contrast, kind, view, mean, half_width,
+    n, p, p_holm, verdict.
 
     kind "view": what a view adds to a distance beyond a second view that changes nothing (where there is none, beyond one
     view); "one view": what having no second view adds; "distance": the second distance minus the first under a view;
     "interaction": what a view adds to the second minus what it adds to the first.
     """
-    arms = {key: arm for key, arm in grid_arms(study).items() if arm in set(results["arm"])}
-    wide = results.pivot_table(index="seed", columns="arm", values=value)
+    arms = grid_arms(study)
+    wide = results.pivot_table(index="seed", columns="arm", values=value).reindex(columns=[*arms.values()])
     methods = list(dict.fromkeys(method for method, _ in arms))
     gains: dict[str, dict[str, pd.Series]] = {}
     cells = []
@@ -65,9 +66,8 @@ def grid(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.Da
         for contrast, kind, view, difference in cells
         if difference.notna().any()
     ]
-    return stats.judged(
-        pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*keys, "mean", "n", "half_width"])
-    )
+    found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*keys, "mean", "n", "half_width"])
+    return stats.judged(found, family=len(cells))
 
 
 def comparisons(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.DataFrame:

@@ -181,19 +181,22 @@ def verdict(mean: float, half_width: float) -> str:
 def compared(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], value: str) -> pd.DataFrame:
     """A row a pair of arms: arm, other, mean, half_width, n, each of `value` of the arm minus that of the other, paired by seed.
 
-    With p, p_holm and verdict, see `judged`: the pairs are one family. A pair of which an arm is not there has no row.
+    With p, p_holm and verdict, see `judged`: the pairs are one family, in which one that has no seeds yet counts. A pair of which
+    an arm is not there has no row.
     """
     there = [pair for pair in pairs if set(pair) <= set(table["arm"])]
     rows = [paired_difference(table, arm, other, value).assign(arm=arm, other=other) for arm, other in there]
     columns = ["arm", "other", "mean", "half_width", "n", "each"]
-    return judged(pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns))
+    found = pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
+    return judged(found, family=len(pairs))
 
 
-def judged(table: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
+def judged(table: pd.DataFrame, level: float = 0.05, family: int = 0) -> pd.DataFrame:
     """The same rows, each a mean, a half_width of its 95 % t-interval and n, as one family of verdicts.
 
     p: of the two-sided t-test that the mean is 0. p_holm: adjusted, so that of all true zeros of the family one is called
     a difference in at most 5 of 100 such tables. Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    family: how many were designed, if more than have a p: a verdict of a study under way must not rest on what is missing.
     verdict: "higher" or "lower" where p_holm is below `level`, else "not told apart"; of fewer than three seeds "too few seeds".
     """
     from scipy import stats  # so that a machine that only trains does without
@@ -206,7 +209,7 @@ def judged(table: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
         p = 2 * stats.t.sf((table["mean"].abs() / deviations).astype(float), freedom)
     p = pd.Series(np.where(table["mean"] == 0, 1.0, p), index=table.index).where(table["half_width"].notna())
     order = p.dropna().sort_values(kind="stable")
-    adjusted = (order * np.arange(len(order), 0, -1)).cummax().clip(upper=1)
+    adjusted = (order * (max(family, len(order)) - np.arange(len(order)))).cummax().clip(upper=1)
     told = table.assign(p=p, p_holm=adjusted.reindex(table.index))
     sign = np.where(told["mean"] > 0, "higher", "lower")
     verdicts = np.where(told["p_holm"] < level, sign, "not told apart")

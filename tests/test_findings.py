@@ -92,6 +92,8 @@ def test_holms_adjustment_is_that_of_his_example():
     by_hand = np.maximum.accumulate(np.minimum(order * np.array([4, 3, 2, 1]), 1))
     assert told["p_holm"].to_numpy() == pytest.approx(by_hand)
     assert told["p"][3] == 1 and told["verdict"][3] == "not told apart"
+    planned = stats.judged(table, family=6)["p_holm"].to_numpy()  # two have no seeds yet
+    assert planned == pytest.approx(np.maximum.accumulate(np.minimum(order * np.array([6, 5, 4, 3]), 1)))
     edge = stats.judged(pd.DataFrame({"mean": [2.0], "half_width": [2.0], "n": [n]}))
     assert edge["p"][0] == pytest.approx(0.05)
 
