@@ -50,6 +50,7 @@ def explorer(temperature: float = 4.0) -> Explorer:
     from_, extent = points @ CORNERS, (0, 1, 0, HEIGHT)
     with rc_context(LOOK):
         figure = Figure(figsize=(12, 3.2), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.1)
         panels = figure.subplots(1, len(LOSSES))
         for panel in panels:
             panel.set(xlim=(-0.08, 1.08), ylim=(-0.12, 1), aspect="equal")
@@ -83,8 +84,8 @@ def explorer(temperature: float = 4.0) -> Explorer:
         ]
         own = [panel.plot([], [], "o", color="white", markeredgecolor="k", markersize=5)[0] for panel in panels]
         softened = [panel.plot([], [], "*", color="white", markeredgecolor="k", markersize=13)[0] for panel in panels]
-        figure.colorbar(maps[0], ax=panels, label="share of the largest", shrink=0.7, aspect=12, ticks=(0, 0.5, 1))
-        figure.supxlabel("☆ the teacher at T    ○ at T = 1    + all classes alike", fontsize=9)  # a legend is slow
+        said = "dark: near, bright: the largest value    ☆ the teacher at T    ○ at T = 1    + all classes alike"
+        figure.supxlabel(said, fontsize=9)  # a colour bar and a legend are slow
 
     def show(logit_of_A: float, logit_of_B: float, temperature: float) -> Figure:
         teacher = torch.tensor([logit_of_A, logit_of_B, 0.0])
