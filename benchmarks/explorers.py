@@ -62,11 +62,11 @@ def made() -> dict[str, explorers.Explorer]:
 
 
 def trained() -> tuple[experiments.Study, data.ImageData, list[experiments.Student]]:
-    """Two arms of the smoke profile with three seeds and 20 epochs, which do not stay."""
+    """Two arms of the smoke profile with two seeds and ten epochs, which do not stay."""
     root = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, root, ignore_errors=True)
-    scale = {"epochs": 20, "corruptions": "none", "attacks": "none"}
-    study = experiments.study("smoke", arms="ce; kd", seeds=3, runs_root=root, **scale)
+    scale = {"epochs": 10, "corruptions": "none", "attacks": "none"}
+    study = experiments.study("smoke", arms="ce; kd", seeds=2, runs_root=root, **scale)
     images = study.open_data()
     return study, images, experiments.run_students(study, images)
 
