@@ -43,7 +43,8 @@ class Study:
     seeds_of: those of the arms that have others, fewer. tests: what each student is tested with. comparisons: the pairs of arms
     that it is to tell apart. shown: the arms that crowded figures draw, empty for all. said: what captions add of its settings.
     figures_root: else beside the runs, so that who looks changes no committed file. fresh: whether an arm of which there is only
-    a record is trained. recorded: whether one of which there is nothing is left out in place of it. made_of: (profile, settings) that `study` was given.
+    a record is trained. recorded: whether one of which there is nothing is left out in place of it. made_of: (profile, settings)
+    that `study` was given.
     """
 
     name: str

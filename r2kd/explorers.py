@@ -31,10 +31,8 @@ from .pruning import BATCHNORM_MODES
 from .widgets import SHOWN, few, gallery, pixels, view_of
 
 SHOWN_CLASSES, SHOWN_IMAGES = 10, 200
-LOOK = drawings.STYLE | {
-    "figure.dpi": 100,
-    "axes.titley": 1.0,
-}  # fast: half the pixels, and no room is sought for titles
+# fast: half the pixels, and no room is sought for titles
+LOOK = drawings.STYLE | {"figure.dpi": 100, "axes.titley": 1.0}
 WITHOUT_KERNEL = "Run this cell in JupyterLab to move its controls."  # also in the notebooks' metadata, by a panel's id
 
 

@@ -55,7 +55,7 @@ def kept(run: Run) -> tuple[Run, dict] | None:
 
     Raises ValueError, naming the file, where one of the two is damaged or missing.
     """
-    path = next(iter(sorted((ROOT / "figures").rglob(f"{run.address}{KEPT}"))), None)
+    path = next(iter(files.found([ROOT / "figures"], f"{run.address}{KEPT}")), None)
     if path is None:
         return None
     try:

@@ -112,7 +112,7 @@ def live(study: Study, students: Sequence[Student], epochs: int = 20) -> Explore
         axes.clear()
         for arm, line in zip(known, drawings.LINES[1:], strict=False):
             axes.plot(known[arm], color="0.5", linestyle=line, label=arm, marker="o" if len(known) == 1 else None)
-        if (run.folder / "metrics.csv").is_file():
+        if run.epochs:
             points = run.metrics
             axes.plot(points["epoch"], points["test_top1"], "o-", color=drawings.COLOURS[1], label="this student")
             state = f"epoch {len(points)} of {epochs}, {points['test_top1'].iloc[-1]:.1f} %"

@@ -144,15 +144,11 @@ class Lab:
         """A command of JupyterLab's, or what KERNEL calls so."""
         self.driver.execute_script(START.format(KERNEL.get(name, "jupyterapp.commands.execute(name)")), name)
 
-    def ended(self, name: str) -> None:
-        """Waits for what was started: asked again and again, as the driver waits for no answer of minutes."""
+    def command(self, name: str) -> None:
+        """One that has been done when it returns: asked again and again, as the driver waits for no answer of minutes."""
+        self.start(name)
         said = self.wait("return window.done[arguments[0]]", name)
         assert said == "well", f"{name}: {said}"
-
-    def command(self, name: str) -> None:
-        """One that has been done when it returns."""
-        self.start(name)
-        self.ended(name)
 
     def run_all(self) -> None:
         """Every cell, until what each has to show is there."""
