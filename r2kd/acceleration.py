@@ -5,12 +5,14 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from .emulation import Bfloat16InFloat32
 
 AHEAD = 2  # calls that may be under way on a lane while the next one is prepared
 WARM_UP = 3  # eager calls before a capture: libraries set themselves up in the first ones
@@ -73,16 +75,30 @@ def native_bfloat16(device: torch.device) -> bool:
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
+def emulates(device: torch.device, precision: str) -> bool:
+    """Whether this precision is float32's arithmetic here, rounded: on a CPU without instructions for it."""
+    return precision == "bfloat16" and device.type == "cpu" and not native_bfloat16(device)
+
+
+def carried_out(device: torch.device, precision: str) -> str:
+    """In words for a record: the precision, and whether it is emulated."""
+    return f"{precision} in float32" if emulates(device, precision) else precision
+
+
 @cache  # once
 def say_if_slow(device: torch.device) -> None:
     """Of bfloat16, on stderr."""
     if not native_bfloat16(device):
-        print("this processor has no instructions for bfloat16: it will be slow", file=sys.stderr)
+        how = "rounded to it in float32, and no faster" if emulates(device, "bfloat16") else "it will be slow"
+        print(f"this processor has no instructions for bfloat16: {how}", file=sys.stderr)
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
+@contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """Convolutions and matrix products in this precision; what follows them, BatchNorm's statistics apart, in it too."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    emulation = Bfloat16InFloat32() if emulates(device, precision) else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"), emulation:
+        yield
 
 
 def keep_freed_memory() -> bool:

@@ -44,6 +44,8 @@ def _device(name: str) -> str:
     except ValueError as error:
         return f"{DAMAGED} {error}"
     native = "native" if acceleration.native_bfloat16(device) else "not native, so slow"
+    if acceleration.emulates(device, "bfloat16"):
+        native = "emulated in float32"
     where = runs.environment(device)
     trains = f"trains in {acceleration.precision(device)}; bfloat16 is {native}"
     return f"device: {where['device']} ({where['processor']}), {trains}"

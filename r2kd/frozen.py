@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from . import acceleration
+from .emulation import rounded
 
 _RELUS, _ADDITIONS = {F.relu, torch.relu}, {operator.add, operator.iadd, torch.add}
 
@@ -45,6 +46,8 @@ class _ConvolutionReLU(nn.Module):
 
     def forward(self, images: Tensor, other: Tensor | None = None) -> Tensor:
         layer = self.convolution
+        if acceleration.emulates(images.device, "bfloat16"):
+            return self._in_float32(images, other)
         images = images.to(layer.weight.dtype).contiguous(memory_format=torch.channels_last)  # else it adds nothing
         about = (layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups)
         joined = torch.ops.mkldnn._convolution_pointwise
@@ -53,6 +56,13 @@ class _ConvolutionReLU(nn.Module):
         if other.shape != self._shape(images):  # oneDNN adds nothing that would have to be repeated
             return F.relu(layer(images) + other)
         return joined.binary(images, other.to(images.dtype), *about, "add", 1.0, "relu", [], "")
+
+    def _in_float32(self, images: Tensor, other: Tensor | None) -> Tensor:
+        """Rounded to bfloat16 where that one operation is: what it is given, and what comes out."""
+        layer = self.convolution
+        with torch.autocast(images.device.type, enabled=False):
+            sums = layer._conv_forward(*map(rounded, (images, layer.weight, layer.bias)))
+            return F.relu(sums if other is None else sums + rounded(other)).to(layer.weight.dtype)
 
     def _shape(self, images: Tensor) -> tuple[int, ...]:
         layer = self.convolution

@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from . import ROOT, __version__, files
+from . import ROOT, __version__, acceleration, files
 from .files import write_json, write_table, write_torch
 from .parts import PLACES
 
@@ -175,7 +175,8 @@ class Run:
 
     def start(self, device: torch.device, precision: str, epochs: int = 0) -> None:
         """Write down where it runs after so many whole epochs; if otherwise than those, that is said."""
-        starts = [*self.starts, environment(device) | {"precision": precision, "epochs": epochs}]
+        how = acceleration.carried_out(device, precision)
+        starts = [*self.starts, environment(device) | {"precision": how, "epochs": epochs}]
         write_json(self.folder / "environment.json", starts)
         for name in _ACTING:
             now = starts[-1][name]
@@ -230,7 +231,7 @@ RESULTS += ("last_top5", "last_loss", "seconds")
 MACHINE = ("device", "precision", "threads", "torch", "started", "commit")
 WEIGHTS = ("last", "best")
 _PATHS = {"dataset", "teacher.dataset", "checkpoint", "teacher.checkpoint"}
-_ACTING = ("threads", "torch", "device")  # what of the machine can change a digit
+_ACTING = ("threads", "torch", "device", "precision")  # what of the machine can change a digit
 _FILES = (
     "config.json",
     "environment.json",
