@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 FOLDER = Path(__file__).parent
-TABLES = ("step", "operators", "batch", "agreement", "epoch", "precision", "neighbour", "cost")
+TABLES = ("step", "operators", "batch", "agreement", "epoch", "precision", "again", "neighbour", "cost")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # what decides how fast a CPU multiplies
 MACHINE = "machine"  # the last column of every table
 
@@ -49,7 +49,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def render() -> str:
     """README.md, every number from a CSV beside it."""
-    step, where, batch, parted, epoch, precision, neighbour, cost = map(read, TABLES)
+    step, where, batch, parted, epoch, precision, again, neighbour, cost = map(read, TABLES)
     released = read("released")
     return f"""# Benchmarks
 
@@ -110,6 +110,15 @@ The same students in both precisions, of one teacher trained in float32, tested 
 half width of a 95 % *t*-interval over the seeds. Each run's threads, one or two, stand in the study's records.csv under figures/:
 
 {markdown(_precision_table(precision))}
+
+## Trained again: `python -m benchmarks.again`
+
+{again[MACHINE][0]}.
+{again["caption"][0]}.
+Students of the study that have a record, trained here from the same seeds: recorded {again["recorded_how"].iloc[-1]}; here
+{again["here_how"].iloc[-1]}. The difference is paired by seed, ± as above; its standard deviation is what no pairing takes away.
+
+{markdown(_again_table(again))}
 
 ## Beside a neighbour: `python -m benchmarks.neighbour`
 
@@ -305,6 +314,21 @@ def _precision_table(precision: pd.DataFrame) -> pd.DataFrame:
             "bfloat16 (%)": told("bfloat16", "bfloat16_half_width", ".2f"),
             "bfloat16 - float32 (points)": told("difference", "half_width", "+.2f"),
             "seeds": precision["seeds"],
+        }
+    )
+
+
+def _again_table(again: pd.DataFrame) -> pd.DataFrame:
+    points = zip(again["difference"], again["half_width"], strict=True)
+    return pd.DataFrame(
+        {
+            "student": again["student"],
+            "recorded (%)": again["recorded"].map("{:.2f}".format),
+            "here (%)": again["here"].map("{:.2f}".format),
+            "here - recorded (points)": [f"{mean:+.2f} ± {half_width:.2f}" for mean, half_width in points],
+            "standard deviation": again["standard_deviation"].map("{:.2f}".format),
+            "students": again["n"],
+            "the same to the last digit": again["same"],
         }
     )
 

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 import torch
 
-from . import data, doctor, entries, evaluation, experiments, fidelity, models, records, runs, training
+from . import ROOT, data, doctor, entries, evaluation, experiments, fidelity, models, records, runs, training
 from .augmentation import AUGMENTATIONS
 from .config import DistillConfig, TeacherConfig
 from .methods import METHODS
@@ -295,7 +295,13 @@ def _print_settings(config: TeacherConfig) -> None:
 
 
 def _result(run: training.Run) -> dict:
-    return {"run": str(run.folder)} | run.result
+    """What came out, and beside it what the committed records say of the same run."""
+    result = {"run": str(run.folder)} | run.result
+    record = records.under(ROOT / "figures").get(run.address)
+    if record is None:
+        return result
+    told = {"top1": record["last_top1"], "here": f"{run.result['last_top1'] - record['last_top1']:+.2f} points"}
+    return result | {"record": told | {name: record[name] for name in ("precision", "threads", "torch", "commit")}}
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ class Option:
         return cls(name, default, kinds)
 
     def read(self, value: Any, of: str) -> Any:
-        """`value`, or what a text says, as this option has it. Raises ValueError for what it cannot be."""
+        """`value`, or what a text says, as this option has it; a path is a text. Raises ValueError for what it cannot be."""
+        if isinstance(value, Path) and str in self.types:
+            value = str(value)
         if isinstance(value, str) and (str not in self.types or (self.choices and value not in self.choices)):
             value = parsed(value)
         if type(value) is int and float in self.types and int not in self.types:

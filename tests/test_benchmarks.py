@@ -2,7 +2,7 @@ import dataclasses
 import sys
 from types import SimpleNamespace
 
-from benchmarks import agreement, corruptions, explorers, gpu, loops, operators, precision, report, step
+from benchmarks import again, agreement, corruptions, explorers, gpu, loops, operators, precision, report, step
 from r2kd import experiments
 
 import pandas as pd
@@ -76,6 +76,29 @@ def test_the_comparison_of_precisions_is_paired_by_seed_of_one_teacher_in_float3
     table = precision.compared(pd.DataFrame(rows))
     assert list(table["student"]) == ["R2KD cutmix, pruned"] and list(table["seeds"]) == [2]
     assert table["difference"][0] == pytest.approx(0.4) and table["half_width"][0] == pytest.approx(1.2706, rel=1e-3)
+
+
+def test_students_trained_again_are_held_to_their_records_one_by_one(tmp_path):
+    rows = pd.DataFrame({"student": ["KD", "KD", "DKD", "DKD"], "seed": [0, 1, 0, 1]})
+    rows = rows.assign(recorded=[20.0, 22.0, 30.0, 31.0], here=[20.5, 22.0, 30.0, 31.0])
+    rows = rows.assign(recorded_how="in bfloat16", here_how=["in float32", "in bfloat16"] * 2)
+    table = again.compared(rows).set_index("student")
+    assert list(table.index) == ["KD", "DKD", "all"] and list(table["n"]) == [2, 2, 4]
+    assert list(table["difference"]) == [0.25, 0.0, 0.125] and list(table["same"]) == [1, 2, 3]
+    assert table.loc["KD", "half_width"] == pytest.approx(12.7062 * 0.25, rel=1e-4)
+    assert table.loc["all", "standard_deviation"] == pytest.approx(0.25)
+    assert table.loc["all", "each"] == "0.5 0 0 0" and table.loc["all", "here_how"] == "in float32 or in bfloat16"
+
+
+def test_only_what_has_a_record_is_trained_again(tmp_path):
+    study = experiments.study("smoke", runs_root=tmp_path / "runs", figures_root=tmp_path, arms="ce; kd")
+    images = study.open_data()
+    run = study.students(1)["cross-entropy"].run(images)
+    record = {"last_top1": 12.5, "precision": "float32", "threads": 1, "torch": "2.14.1"}
+    (row,) = again.trained(study, images, 1, {run.address: record})
+    assert row["student"] == "cross-entropy" and row["recorded"] == 12.5 and row["here"] == run.result["last_top1"]
+    assert row["recorded_how"] == "in float32, threads 1, torch 2.14.1"
+    assert again.trained(study, images, 0, {run.address: record}) == []
 
 
 def test_what_a_gpu_has_to_show_is_kept_when_time_is_up_and_not_done_again(tmp_path):

@@ -37,6 +37,18 @@ def test_a_teacher_a_student_and_its_evaluation(capsys, tmp_path):
     assert json.loads(out)["n"] == 797
 
 
+def test_what_is_recorded_of_a_run_stands_beside_what_came_out(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(__main__, "ROOT", tmp_path)
+    asked = ["distill", *SMALL, "--method", "kd", "--pair", "res20_res8", "--set", "teacher.epochs=1", "--runs-root"]
+    assert "record" not in json.loads(call(capsys, *asked, str(tmp_path / "runs"))[1])
+    (run,) = (runs.Run(folder) for folder in (tmp_path / "runs").glob("distill-*"))
+    recorded = run.row | {"last_top1": run.result["last_top1"] + 1.5, "commit": "abc"}
+    (tmp_path / "figures" / "digits").mkdir(parents=True)
+    pd.DataFrame([recorded]).to_csv(tmp_path / "figures" / "digits" / "records.csv", index=False)
+    record = json.loads(call(capsys, *asked, str(tmp_path / "runs"))[1])["record"]
+    assert record["top1"] == recorded["last_top1"] and record["here"] == "-1.50 points" and record["commit"] == "abc"
+
+
 def test_the_switches_are_options_and_the_report_follows_them(capsys, tmp_path):
     where = ["--runs-root", str(tmp_path), "--device", "cpu", "--pair", "res20_res8", "-a", "cutmixpick"]
     small = [*SMALL[:2], "--epochs", "3", *SMALL[4:], "--set", "teacher.epochs=3"]

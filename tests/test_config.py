@@ -445,3 +445,9 @@ def test_in_a_study_a_setting_of_some_arm_is_fine_and_one_of_none_is_refused():
 def test_a_value_that_cannot_be_is_refused(wrong, said):
     with pytest.raises(ValueError, match=said):
         TeacherConfig.of("resnet8", **wrong)
+
+
+def test_a_folder_is_taken_as_a_path_too(tmp_path):
+    by_path = experiments.study("smoke", runs_root=tmp_path, figures_root=tmp_path)
+    by_text = experiments.study("smoke", runs_root=str(tmp_path), figures_root=str(tmp_path))
+    assert by_path.arms == by_text.arms and by_path.roots == by_text.roots
