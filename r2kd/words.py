@@ -70,18 +70,25 @@ def pruning_accuracy(table: pd.DataFrame) -> str:
     wide = table.pivot(index="rate", columns="batchnorm", values="top1")
     if wide.shape[1] < 2:
         return f"Unpruned the teacher has {wide.iloc[0, 0]:.1f} %, at {wide.index[-1]:g} % pruned {wide.iloc[-1, 0]:.1f} %."
+    dense, first = wide["running"].iloc[0], wide.index[1]
     gap = (wide["batch"] - wide["running"]).idxmax()
     return (
-        f"Unpruned the teacher has {wide['running'].iloc[0]:.1f} % (with the batch's statistics {wide['batch'].iloc[0]:.1f} %). "
-        f"The two ways to ask are furthest apart at {gap:g} % pruned: batch {wide['batch'][gap]:.1f} %, running {wide['running'][gap]:.1f} %."
+        f"Pruning {first:g} % takes {dense - wide['running'][first]:.1f} points from the teacher's {dense:.1f} %; the batch's statistics "
+        f"take {dense - wide['batch'].iloc[0]:.1f} with nothing pruned. The two ways to ask are furthest apart at {gap:g} % pruned: "
+        f"batch {wide['batch'][gap]:.1f} %, running {wide['running'][gap]:.1f} %."
     )
 
 
 def pruning_outputs(table: pd.DataFrame) -> str:
+    agreement = table.pivot(index="rate", columns="batchnorm", values="agreement")
     running = table[table["batchnorm"] == "running"]
     surest = running.loc[running["confidence"].idxmax()]
+    first = agreement.index[1]
+    said = f"At {first:g} % pruned the copy agrees with the dense teacher on {agreement['running'][first]:.1f} % of the images"
+    if "batch" in agreement:
+        said += f"; with the batch's statistics on {agreement['batch'][first]:.1f} %, unpruned on {agreement['batch'].iloc[0]:.1f} %"
     return (
-        f"With running statistics the copy is surest of itself at {surest['rate']:g} % pruned: mean confidence "
+        f"{said}. With running statistics it is surest of itself at {surest['rate']:g} % pruned: mean confidence "
         f"{surest['confidence']:.2f}, and {surest['top1']:.1f} % right."
     )
 
