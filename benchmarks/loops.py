@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-from r2kd import acceleration, augmentation, evaluation, losses, models, pruning, runs
+from r2kd import acceleration, augmentation, evaluation, loop, losses, models, pruning, runs
 from r2kd.arm import Arm
 from r2kd.batch import Teachers, epoch_batches
 from r2kd.config import DistillConfig, TeacherConfig
@@ -122,14 +122,20 @@ def our_loop(
     plain = students[0].config.machine.plain
     images, views = images.to(device), set(students[0].config.views.values())
     try:
-        yield from _our_steps(students, teachers, images, views, plain, device)
+        with acceleration.SideBySide(device, None if plain else students[0].config.machine.threads) as side_by_side:
+            yield from _our_steps(students, teachers, images, views, plain, side_by_side)
     finally:
         for lane in {teachers.lane, *(arm.lane for arm in students)}:
             lane.release()
 
 
 def _our_steps(
-    students: list[Arm], teachers: Teachers, images: ImageData, views: set[Choice], plain: bool, device: torch.device
+    students: list[Arm],
+    teachers: Teachers,
+    images: ImageData,
+    views: set[Choice],
+    plain: bool,
+    side_by_side: acceleration.SideBySide,
 ) -> Iterator[Step]:
     for epoch in itertools.count():
         batches = epoch_batches(images, views, teachers, seed=0, epoch=epoch, batch_size=BATCH, plain=plain)
@@ -139,11 +145,12 @@ def _our_steps(
             started = time.perf_counter()
             batch = next(batches)
             data_seconds = time.perf_counter() - started
-            for arm in students:
-                arm.step(batch)
+            loop.step(batch, students, side_by_side)
             for arm in students:
                 arm.lane.join()
-            acceleration.wait(device)
+                if arm.failure:
+                    raise arm.failure
+            acceleration.wait(batch.target.device)
             seconds = time.perf_counter() - started
             yield Step(seconds, data_seconds, float(students[0].sums[0]) / BATCH)
 

@@ -2,18 +2,23 @@
 
 import ctypes
 import sys
+import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .emulation import Bfloat16InFloat32
 
+T = TypeVar("T")
 AHEAD = 2  # calls that may be under way on a lane while the next one is prepared
 WARM_UP = 3  # eager calls before a capture: libraries set themselves up in the first ones
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # glibc's malloc.h
@@ -99,6 +104,58 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     emulation = Bfloat16InFloat32() if emulates(device, precision) else nullcontext()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"), emulation:
         yield
+
+
+class SideBySide:
+    """Calls that run side by side on a CPU, each on a thread of the program that has `threads` of torch's.
+
+    A step of a small network is too little work for two cores: a step on each of them is done sooner than the two, one after the
+    other, on both. And what is computed by one thread is the same on any number of cores. Without `threads`, with no more
+    than them, and elsewhere than on a CPU calls run one after the other.
+    """
+
+    def __init__(self, device: torch.device, threads: int | None = None) -> None:
+        allowed = torch.get_num_threads()
+        self.threads = min(threads or allowed, allowed) if device.type == "cpu" else allowed
+        self._pool = ThreadPoolExecutor(allowed // self.threads, "r2kd") if self.threads < allowed else None
+        if self._pool:
+            all_there = threading.Barrier(allowed // self.threads)
+            self._wait([self._pool.submit(self._take_share, all_there) for _ in range(all_there.parties)])
+            torch.set_num_threads(allowed)  # threads that start later take the number that was set last
+
+    def __call__(self, function: Callable[[T], Any], items: Iterable[T]) -> None:
+        """The function of each item, all done when it returns. What one raises is raised once the others are done."""
+        if self._pool:
+            self._wait([self._pool.submit(_once, [partial(function, item)]) for item in items])
+        else:
+            for item in items:
+                function(item)
+
+    def __enter__(self) -> "SideBySide":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _take_share(self, all_there: threading.Barrier) -> None:
+        torch.get_num_threads()  # the first call on a thread takes the number that was set last, so before
+        torch.set_num_threads(self.threads)  # this thread's
+        all_there.wait()
+
+    @staticmethod
+    def _wait(calls: list[Future]) -> None:
+        wait_for(calls)
+        try:
+            while calls:
+                calls.pop(0).result()
+        finally:
+            calls.clear()  # the error of one leads back to this frame
+
+
+def _once(call: list[Callable[[], Any]]) -> None:
+    """The call, which is gone then: an error that it has kept leads to the frames that it was called from, and they to the item."""
+    call.pop()()
 
 
 def keep_freed_memory() -> bool:

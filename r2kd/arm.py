@@ -54,6 +54,7 @@ class Arm:
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
+        self.taught = getattr(self.config, "taught", False)
         self.precision = self.config.precision  # asked once: a step asks again and again
         self.sums = torch.zeros(4, device=self.device)  # loss, cross-entropy, distance, hits; each summed over images
         self.lane = self.lane or acceleration.Lane(self.device)
@@ -105,8 +106,7 @@ class Arm:
     def step(self, batch: Batch) -> None:
         """One update, on its lane. Each view is a forward of its own, with its own BatchNorm statistics, the clean one first."""
         views = list(self.config.views.values())
-        taught = getattr(self.config, "taught", False)
-        answers = [batch.teacher_logits(view, self.config) for view in views] if taught else []
+        answers = [batch.teacher_logits(view, self.config) for view in views] if self.taught else []
         epoch = torch.full((), self.epoch + 1.0, device=self.device)  # filled there, not copied
         inputs = [batch.target, epoch, batch.index[views[-1]], *(batch.images[view] for view in views), *answers]
         if self.config.machine.plain:

@@ -1,11 +1,12 @@
 """A batch as the arms of a study share it: its clean and augmented views, and what the frozen teachers answer to them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from . import acceleration, data, pruning
+from .acceleration import SideBySide
 from .augmentation import augment
 from .config import CLEAN, DistillConfig
 from .data import ImageData
@@ -74,6 +75,20 @@ class Batch:
         dense = self._answers(self._teachers.dense, view)
         mixed = self._teachers.mixed(config)
         return dense if mixed is None else mixed.mix(dense, self._answers(mixed.pruned, view))
+
+    def ask(self, configs: Iterable[DistillConfig], side_by_side: SideBySide) -> None:
+        """Have the teachers answer what these students will ask. One that is no graph may keep something from one forward to the
+        next: it answers one view after the other."""
+        asked: dict[nn.Module, dict[Choice, None]] = {}
+        for config in configs:
+            mixed = self._teachers.mixed(config)
+            for teacher in (self._teachers.dense, *([mixed.pruned] if mixed else [])):
+                asked.setdefault(teacher, {}).update(dict.fromkeys(config.views.values()))
+        calls = []
+        for teacher, views in asked.items():
+            apart = isinstance(teacher, fx.GraphModule)
+            calls += [(teacher, [view]) for view in views] if apart else [(teacher, list(views))]
+        side_by_side(lambda call: [self._answers(call[0], view) for view in call[1]], calls)
 
     def dense_logits(self, images: Tensor) -> Tensor:
         """The dense teacher's answer (B, C) to any images; that to a view is kept."""

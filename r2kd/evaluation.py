@@ -4,7 +4,9 @@ Logits are (N, C), labels (N,); single results are plain floats.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from . import acceleration
 from .data import ImageData, Split
 from .progress import tqdm
 
+Key = TypeVar("Key", bound=Hashable)
 BATCH_SIZES = {"cpu": 64, "cuda": 1024}  # on a CPU, 256 images at once take 1.5 times as long as four times 64
 BINS = 15
 TEMPERATURES = (0.05, 20.0)
@@ -43,6 +46,27 @@ def predict(
     """
     batches = normalized(split, data, batch_size)
     return torch.cat([model(images if transform is None else transform(images)).float() for images in batches])
+
+
+def predict_all(
+    models: Mapping[Key, nn.Module],
+    split: Split,
+    data: ImageData,
+    side_by_side: acceleration.SideBySide,
+    precision: str = "float32",
+) -> dict[Key, Tensor]:
+    """`predict` of several models, in one pass over the images. `precision`: of their convolutions and products."""
+    answers: dict[Key, list[Tensor]] = {key: [] for key in models}
+
+    @torch.inference_mode()
+    def answer(batch: Tensor, key: Key) -> None:
+        with acceleration.autocast(batch.device, precision):
+            answers[key].append(models[key](batch).float())
+
+    with acceleration.exact():
+        for batch in normalized(split, data):
+            side_by_side(partial(answer, batch), models)
+    return {key: torch.cat(found) for key, found in answers.items()}
 
 
 def accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:

@@ -3,12 +3,15 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from . import acceleration, evaluation
+from .acceleration import SideBySide
 from .arm import Arm
-from .batch import Teachers, epoch_batches
+from .batch import Batch, Teachers, epoch_batches
 from .data import ImageData
 from .progress import tqdm
 
@@ -18,6 +21,7 @@ def run_epochs(
     images: ImageData,
     teachers: Teachers | None,
     progress: bool,
+    side_by_side: SideBySide,
     after_epoch: Callable[[], None] | None = None,
 ) -> None:
     """All epochs that some arm still has to go; an arm that was cut off later joins at its own.
@@ -39,9 +43,7 @@ def run_epochs(
             views = {view for arm in active for view in arm.config.views.values()}
             started = told = time.perf_counter()
             for batch in epoch_batches(images, views, teachers, epoch=epoch, **recipe):
-                for arm in active:
-                    with _failing_alone(arm):
-                        arm.step(batch)
+                step(batch, active, side_by_side)
                 active = [arm for arm in active if not arm.failure]
                 if not active:
                     break
@@ -58,7 +60,7 @@ def run_epochs(
                 arm.lane.join()
             acceleration.wait(images.train.labels.device)
             seconds = time.perf_counter() - started
-            _test(active, images)
+            _test(active, images, side_by_side)
             for arm in [arm for arm in active if not arm.failure]:
                 with _failing_alone(arm):
                     arm.end_epoch(images, seconds)
@@ -68,15 +70,30 @@ def run_epochs(
                 after_epoch()
 
 
-@torch.inference_mode()
-def _test(arms: list[Arm], images: ImageData) -> None:
+def step(batch: Batch, arms: list[Arm], side_by_side: SideBySide) -> None:
+    """One update of each arm. What goes wrong with one is kept in its `failure`."""
+    if not batch.target.is_cuda:  # a GPU's teachers answer when they are asked, ahead of their students
+        batch.ask([arm.config for arm in arms if arm.taught], side_by_side)
+    side_by_side(partial(_update, batch), arms)
+
+
+def _update(batch: Batch, arm: Arm) -> None:
+    with _failing_alone(arm):
+        arm.step(batch)
+
+
+def _test(arms: list[Arm], images: ImageData, side_by_side: SideBySide) -> None:
     """In one pass over the images, which may have to be decoded."""
     for name, split in images.tested.items():
         looking = [arm for arm in arms if arm.looks_at(name)]
         for batch in evaluation.normalized(split, images) if looking else ():
-            for arm in [arm for arm in looking if not arm.failure]:
-                with _failing_alone(arm):
-                    arm.test(name, batch)
+            side_by_side(partial(_answer, name, batch), [arm for arm in looking if not arm.failure])
+
+
+@torch.inference_mode()
+def _answer(name: str, batch: Tensor, arm: Arm) -> None:
+    with _failing_alone(arm):
+        arm.test(name, batch)
 
 
 @contextmanager

@@ -151,8 +151,19 @@ def measure(
 
     The models are in eval mode on the images' device. `teacher_logits` (N, C), of all test images, sort them by ambiguity.
     """
+    with acceleration.SideBySide(images.test.labels.device, threads=1) as side_by_side, acceleration.exact():
+        return _measure(models, images, under, teacher_logits, side_by_side)
+
+
+def _measure(
+    models: Mapping[str, nn.Module],
+    images: ImageData,
+    under: Protocol,
+    teacher_logits: Tensor | None,
+    side_by_side: acceleration.SideBySide,
+) -> dict[str, list[dict[str, Any]]]:
     rows: dict[str, list[dict]] = {key: [] for key in models}
-    clean = {key: evaluation.predict(model, images.test, images) for key, model in models.items()}
+    clean = evaluation.predict_all(models, images.test, images, side_by_side)
     for key, logits in clean.items():
         rows[key].append(_row("clean", "all", 0, logits, images.test.labels))
         rows[key] += _calibration(models[key], images, logits)
@@ -160,7 +171,7 @@ def measure(
         if teacher_logits is not None:
             rows[key] += _ambiguity(logits, images.test.labels, teacher_logits)
     subset, attacked = images.test.subset(under.images), images.test.subset(under.attacked_images)
-    dtype, device = getattr(torch, under.precision), images.test.labels.device
+    dtype = getattr(torch, under.precision)
     answering = {key: frozen(model, dtype) for key, model in models.items()}  # a third faster; equal up to rounding
     passes = [(name, severity) for name in under.corruptions for severity in SEVERITIES]
     passes = [("clean", 0)] * bool(passes) + passes
@@ -168,19 +179,21 @@ def measure(
     with bar, interruptible(lambda: f"in test {bar.n + 1} of {bar.total} of {len(models)} models"):
         for name, severity in passes:
             split = _corrupted(subset, name, severity, under) if severity else subset
-            for key, model in answering.items():
-                with acceleration.autocast(device, under.precision):
-                    logits = evaluation.predict(model, split, images)
+            found = evaluation.predict_all(answering, split, images, side_by_side, under.precision)
+            for key, logits in found.items():
                 rows[key].append(_row("corruption", name, severity, logits, split.labels))
             bar.update()
         for name in under.attacks:
-            for key, model in models.items():
-                curve = epsilon_curve(model, attacked, images, name)
-                rows[key] += [
-                    _row("attack", name, epsilon, logits, attacked.labels) for epsilon, logits in curve.items()
-                ]
+            side_by_side(
+                lambda key, name=name: rows[key].extend(_attacked(models[key], attacked, images, name)), models
+            )
             bar.update()
     return rows
+
+
+def _attacked(model: nn.Module, split: Split, images: ImageData, attack: str) -> list[dict]:
+    curve = epsilon_curve(model, split, images, attack)
+    return [_row("attack", attack, epsilon, logits, split.labels) for epsilon, logits in curve.items()]
 
 
 def epsilon_curve(model: nn.Module, split: Split, images: ImageData, attack: str) -> dict[float, Tensor]:

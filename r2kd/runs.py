@@ -173,10 +173,11 @@ class Run:
             self.set_aside(*dict.fromkeys(wrong))
         write_json(self.folder / "config.json", config)
 
-    def start(self, device: torch.device, precision: str, epochs: int = 0) -> None:
-        """Write down where it runs after so many whole epochs; if otherwise than those, that is said."""
-        how = acceleration.carried_out(device, precision)
-        starts = [*self.starts, environment(device) | {"precision": how, "epochs": epochs}]
+    def start(self, device: torch.device, precision: str, epochs: int = 0, threads: int | None = None) -> None:
+        """Write down where it runs after so many whole epochs; if otherwise than those, that is said. `threads`: of torch's, its
+        share, else all."""
+        how = {"precision": acceleration.carried_out(device, precision), "threads": threads or torch.get_num_threads()}
+        starts = [*self.starts, environment(device) | how | {"epochs": epochs}]
         write_json(self.folder / "environment.json", starts)
         for name in _ACTING:
             now = starts[-1][name]

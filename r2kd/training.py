@@ -172,13 +172,16 @@ def _train_together(
         return []
     configs = list(missing.values())
     teachers = _teachers(configs, images, device, progress)
-    lanes = [acceleration.Lane(device, i) for i in range(min(configs[0].machine.streams, len(configs)))]
+    machine, students = configs[0].machine, isinstance(configs[0], DistillConfig)
+    threads = machine.threads if students and not machine.plain else None
+    lanes = [acceleration.Lane(device, i) for i in range(min(machine.streams, len(configs)))]
     arms: list[Arm] = []
     try:
-        for i, (run, config) in enumerate(missing.items()):
-            arms.append(_start(config, run, images, device, lanes[i % len(lanes)]))
-        with acceleration.exact(), interruptible(lambda: whereabouts(arms)):
-            run_epochs(arms, images, teachers, progress, after_epoch)
+        with acceleration.SideBySide(device, threads) as side_by_side:
+            for i, (run, config) in enumerate(missing.items()):
+                arms.append(_start(config, run, images, device, lanes[i % len(lanes)], side_by_side.threads))
+            with acceleration.exact(), interruptible(lambda: whereabouts(arms)):
+                run_epochs(arms, images, teachers, progress, side_by_side, after_epoch)
         failures = [arm.failure for arm in arms if arm.failure]
         for failure in failures:
             acceleration.clear_frames(failure)  # the loop that it came through holds all arms
@@ -190,14 +193,16 @@ def _train_together(
         teachers = None
 
 
-def _start(config: Config, run: Run, images: ImageData, device: torch.device, lane: acceleration.Lane) -> Arm:
+def _start(
+    config: Config, run: Run, images: ImageData, device: torch.device, lane: acceleration.Lane, threads: int
+) -> Arm:
     arm = Arm.new(config, run, images, device, lane)
     try:
         arm.resume()
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):  # a state of another model
         run.set_aside("state.pt")
         arm = Arm.new(config, run, images, device, lane)
-    run.start(device, config.precision, arm.epoch)
+    run.start(device, config.precision, arm.epoch, threads)
     return arm
 
 

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import threading
 import weakref
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -320,3 +321,63 @@ def test_r2kd_is_imported_before_torch_which_reads_how_threads_wait(path):
     text = path.read_text()
     first = min(text.find(word) for word in ("import r2kd", "from r2kd") if word in text)
     assert "import torch" not in text or first < text.index("import torch")
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads, until the test is over."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_side_by_side_each_call_has_its_share_of_the_threads_and_the_program_keeps_all(threads):
+    threads(4)
+    together, seen = threading.Barrier(2), []
+
+    def look(item):
+        together.wait(timeout=20)  # two at a time, or never
+        seen.append((item, torch.get_num_threads()))
+
+    with acceleration.SideBySide(CPU, threads=2) as side_by_side:
+        assert side_by_side.threads == 2 and torch.get_num_threads() == 4
+        side_by_side(look, "abcd")
+        assert sorted(seen) == [("a", 2), ("b", 2), ("c", 2), ("d", 2)]
+        assert torch.get_num_threads() == 4
+    later = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [4]
+
+
+@pytest.mark.parametrize(("allowed", "asked", "own"), [(4, None, 4), (4, 4, 4), (4, 9, 4), (1, 1, 1)])
+def test_with_nothing_to_share_calls_run_in_the_program_one_after_the_other(threads, allowed, asked, own):
+    threads(allowed)
+    seen = []
+    with acceleration.SideBySide(CPU, asked) as side_by_side:
+        side_by_side(lambda item: seen.append((item, threading.current_thread())), "abc")
+    assert seen == [(item, threading.main_thread()) for item in "abc"] and side_by_side.threads == own
+
+
+def test_a_gpus_calls_run_in_the_program(threads):
+    threads(4)
+    assert acceleration.SideBySide(torch.device("cuda"), threads=1)._pool is None
+
+
+def test_what_a_call_raises_comes_out_once_the_others_are_done(threads):
+    threads(2)
+    done = []
+
+    def call(item):
+        if item == "a":
+            raise FloatingPointError("a is not finite")
+        done.append(item)
+
+    raised = pytest.raises(FloatingPointError, match="a is not finite")
+    with acceleration.SideBySide(CPU, threads=1) as side_by_side, raised:
+        side_by_side(call, "abcd")
+    assert sorted(done) == ["b", "c", "d"]

@@ -375,6 +375,22 @@ def test_a_student_trained_beside_others_is_the_one_trained_alone(teacher, image
         assert (alone.folder / "metrics.csv").read_bytes() == (run.folder / "metrics.csv").read_bytes()
 
 
+def test_a_student_is_the_same_on_any_number_of_cores(teacher, images, tmp_path):
+    changes = ({"method": "ce", "view": "none"}, {"view": "cutmixpick"}, {"view": "autoaug", "fidelity": "intended"})
+    before, found = torch.get_num_threads(), []
+    try:
+        for cores in (1, 2, 3):
+            torch.set_num_threads(cores)
+            configs = [student(teacher, tmp_path / str(cores), **change) for change in changes]
+            found.append(training.distill_all(configs, images, progress=False))
+            assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(before)
+    for one, *others in zip(*found, strict=True):
+        assert one.row["threads"] == 1 and all(same_weights(one, other) for other in others)
+        assert all((one.folder / "metrics.csv").read_bytes() == (o.folder / "metrics.csv").read_bytes() for o in others)
+
+
 def test_students_of_other_seeds_or_teachers_do_not_train_together(teacher, images, tmp_path):
     mine = student(teacher, tmp_path)
     with pytest.raises(ValueError, match="agree in seed"):
