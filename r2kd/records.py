@@ -29,6 +29,7 @@ def read(paths: Iterable[Path]) -> dict[str, dict]:
     """
     rows: dict[str, dict] = {}
     for path in paths:
+        apart = []
         try:
             text = path.read_text(encoding="utf-8")
             table = pd.read_csv(io.StringIO(text), float_precision="round_trip", dtype={"curve": str})
@@ -40,8 +41,8 @@ def read(paths: Iterable[Path]) -> dict[str, dict]:
             raise ValueError(f"{path} is not a table of records: it has no column address")
         for row in table.to_dict("records"):
             known = rows.setdefault(row["address"], row)
-            if _apart(known, row):
-                print(f"{path}: {_differing(known, row)}: the first is kept", file=sys.stderr)
+            apart += [(known, row)] * _apart(known, row)
+        _say(path, apart, "first")
     return rows
 
 
@@ -85,15 +86,16 @@ def write(folder: Path, finished: Iterable[tuple[str, Run]]) -> Path:
 
 def _add(path: Path, finished: Iterable[tuple[str, Run]]) -> None:
     rows = read([path]) if path.exists() else {}
-    before = dict(rows)
+    before, apart = dict(rows), []
     for arm, run in finished:
         row = {"address": run.address, "arm": arm} | {k: v for k, v in run.row.items() if k not in ("state", "arm")}
         known = rows.get(run.address, row)
         if run.source == "run" and _apart(known, row):
-            print(f"{path}: {_differing(known, row)}: the new one is kept", file=sys.stderr)
+            apart.append((known, row))
         elif run.address in rows:
             continue  # the same numbers: the row keeps the time and the commit that it was made at
         rows[run.address] = row
+    _say(path, apart, "new")
     if rows != before:
         files.write_table(path, pd.DataFrame(rows.values()))
 
@@ -123,6 +125,18 @@ def in_order(rows: dict[str, dict], order: Iterable[str]) -> list[dict]:
 def _apart(row: dict, other: dict) -> bool:
     pairs = [(row.get(name), other.get(name)) for name in _NUMBERS]
     return any(one != two and not (pd.isna(one) and pd.isna(two)) for one, two in pairs)
+
+
+def _say(path: Path, apart: list[tuple[dict, dict]], kept: str) -> None:
+    """In a line on stderr, which runs have other numbers than before: on another kind of machine each has."""
+    if not apart:
+        return
+    first, more = _differing(*apart[0]), ""
+    if len(apart) > 1:
+        points = [new["last_top1"] - old["last_top1"] for old, new in apart]
+        mean, most = sum(points) / len(points), max(points, key=abs)
+        more = f", and {len(apart) - 1} more; {mean:+.2f} points on average, {most:+.2f} at most"
+    print(f"{path}: {first}{more}: the {kept} {'ones are' if more else 'one is'} kept", file=sys.stderr)
 
 
 def _differing(row: dict, other: dict) -> str:

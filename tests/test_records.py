@@ -109,6 +109,11 @@ def test_a_run_that_comes_out_otherwise_than_recorded_is_said_and_kept(tiny, tmp
     assert said.count("the new one is kept") == 1 and table["address"][0] in said
     assert sorted(path.read_text().splitlines()) != sorted(table.to_csv(index=False).splitlines())
     assert pd.read_csv(path)["last_top1"][0] == table["last_top1"][0] - 1
+    table.loc[1, "last_top1"] += 4  # now both of this seed
+    table.to_csv(path, index=False)
+    experiments.run_students(study, images)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "kept" in line]
+    assert "and 1 more; -2.50 points on average, -4.00 at most: the new ones are kept" in line
 
 
 def test_records_of_two_machines_merge_and_what_differs_is_said(tiny, tmp_path, capsys):
@@ -123,7 +128,10 @@ def test_records_of_two_machines_merge_and_what_differs_is_said(tiny, tmp_path, 
     assert records.merge([here, there], here) == 4
     said = capsys.readouterr().err
     assert (
-        said.count("\n") == 1 and table["address"][1] in said and "12.50 % (another" in said and "first is kept" in said
+        said.count("\n") == 1
+        and table["address"][1] in said
+        and "12.50 % (another" in said
+        and "first one is kept" in said
     )
     assert pd.read_csv(here)["last_top1"].tolist() == pytest.approx(table["last_top1"].tolist())
 
