@@ -1,6 +1,9 @@
 """An arm: one model in training, what it resumes from, and what one step and one epoch do to it."""
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +16,8 @@ from .data import ImageData
 from .methods import Answers
 from .randomness import seeded
 from .runs import Run
+
+_ONE_DRAWS = threading.Lock()
 
 
 def student_loss(
@@ -36,7 +41,8 @@ def student_loss(
 
 @dataclass
 class Arm:
-    """One model in training: what a run resumes from, and the sums of the epoch it is in. `lane`: where its steps run."""
+    """One model in training: what a run resumes from, and the sums of the epoch it is in. `lane`: where its steps run. `draws`: as
+    dropout does."""
 
     config: Config
     run: Run
@@ -50,6 +56,7 @@ class Arm:
     images: int = 0
     failure: Exception | None = None
     lane: acceleration.Lane | None = None
+    draws: bool = False
     answers: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -74,6 +81,7 @@ class Arm:
             model = models.create(config.model, images.num_classes)
         few = images.normalize(images.train.images[:2].to("cpu"))
         models.check_answers(model, config.model.name, few, images.num_classes)
+        draws = models.draws(model, few)
         plain, recipe = config.machine.plain, config.recipe
         model = model.to(device, memory_format=acceleration.layout(plain))
         sgd = {"lr": config.learning_rate, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
@@ -81,7 +89,7 @@ class Arm:
             sgd |= {"fused": True, "lr": torch.tensor(config.learning_rate, device=device)}  # read by the graph
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)  # laid out as its parameter, as the fused kernel asks
-        return cls(config, run, model, torch.optim.SGD(model.parameters(), **sgd), lane=lane)
+        return cls(config, run, model, torch.optim.SGD(model.parameters(), **sgd), lane=lane, draws=draws)
 
     @property
     def finished(self) -> bool:
@@ -119,7 +127,7 @@ class Arm:
         """One update by a batch, and what it adds to the sums: by its views and the teacher's logits for each."""
         views = self.config.views
         images, answers = images_and_answers[: len(views)], images_and_answers[len(views) :]
-        with acceleration.autocast(self.device, self.precision):
+        with self._drawing(), acceleration.autocast(self.device, self.precision):
             logits = {view: self.model(batch) for view, batch in zip(views, images, strict=True)}
         logits = {view: values.float() for view, values in logits.items()}
         if isinstance(self.config, DistillConfig):
@@ -138,6 +146,15 @@ class Arm:
         self.optimizer.step()
         hits = (logits["clean"].argmax(1) == target).float().mean()
         self.sums += torch.stack((loss, ce, distance, hits)).detach() * len(target)
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Where a model that draws has torch's generator to itself, seeded for this step: students that train beside it draw too."""
+        if not self.draws:
+            yield
+            return
+        with _ONE_DRAWS, seeded(self.config.seed, "model", self.epoch, self.images):
+            yield
 
     def looks_at(self, name: str) -> bool:
         """Whether it is tested on the split of this name after the epoch it is in: on the test images not after each."""

@@ -391,6 +391,32 @@ def test_a_student_is_the_same_on_any_number_of_cores(teacher, images, tmp_path)
         assert all((one.folder / "metrics.csv").read_bytes() == (o.folder / "metrics.csv").read_bytes() for o in others)
 
 
+def dropping(num_classes):
+    body = [torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.BatchNorm1d(48), torch.nn.Dropout(0.3)]
+    return torch.nn.Sequential(*body, torch.nn.Linear(48, num_classes))
+
+
+def test_dropout_draws_from_its_runs_seed_beside_others_and_after_a_stop(teacher, images, tmp_path):
+    changes = [{"model": dropping, "view": view} for view in ("none", "cutmix", "cutout")]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        together = [student(teacher, tmp_path / "all", **change) for change in changes]
+        together = training.distill_all(together, images, progress=False)
+    finally:
+        torch.set_num_threads(before)
+    for change, run in zip(changes, together, strict=True):
+        torch.rand(1)  # whatever else has drawn
+        config = student(teacher, tmp_path / "alone", **change)
+
+        def stop():
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            training.distill(config, images, progress=False, after_epoch=stop)
+        assert same_weights(training.distill(config, images, progress=False), run)
+
+
 def test_students_of_other_seeds_or_teachers_do_not_train_together(teacher, images, tmp_path):
     mine = student(teacher, tmp_path)
     with pytest.raises(ValueError, match="agree in seed"):

@@ -6,6 +6,7 @@ The names and shapes of the state_dict entries are those of the checkpoints that
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,19 @@ def check_answers(model: nn.Module, name: str, images: Tensor, num_classes: int)
     if not isinstance(answer, Tensor) or answer.shape != expected:
         said = f"a tensor {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
         raise ValueError(f"{shown} answers {said}, not a tensor {expected}")
+
+
+def draws(model: nn.Module, images: Tensor) -> bool:
+    """Whether `model`, training on a batch (B, 3, H, W) on the CPU, draws from torch's generator, as dropout does.
+
+    Weights, buffers and the generator stay as they are; it is left in training mode.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        before = torch.get_rng_state()
+        state = {key: value.clone() for key, value in (*model.named_parameters(), *model.named_buffers())}
+        with suppress(Exception):  # its first step will say it
+            torch.func.functional_call(model.train(), state, (images.clone(),))
+        return not torch.equal(before, torch.get_rng_state())
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
