@@ -579,7 +579,8 @@ def test_through_lanes_and_graphs_as_on_a_gpu_the_students_are_the_same(teacher,
 
     def trained(root):
         configs = [
-            student(teacher, root, method=method, view=view, streams=2)
+            # with all threads for a student, as here, or on a GPU, steps are asked for one after the other
+            student(teacher, root, method=method, view=view, streams=2, threads=torch.get_num_threads())
             for method, view in (("r2kd", "cutmixpick"), ("kd", "mixup"), ("ce", "none"))
         ]
         return training.distill_all(configs, images, progress=False)
