@@ -135,7 +135,12 @@ class Machine(Part):
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "of convolutions and products in training; auto: float32 on a CPU, bfloat16 on a GPU that has it"
     )
-    threads: int = setting(1, "of torch, for a student on a CPU; students train side by side", acts=False, above=0)
+    threads: int | None = setting(
+        None,
+        "of torch, on a CPU, for each training; None: 1 for a student, students train side by side, all for a teacher",
+        acts=False,
+        above=0,
+    )
     streams: int = setting(4, "students that a GPU computes side by side", acts=False, above=0)
     plain: bool = setting(False, "eager, float32, nothing folded: slower, a run of its own, to compare with")
     data_root: str | None = setting(

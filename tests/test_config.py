@@ -137,7 +137,6 @@ def test_the_defaults_that_addresses_rest_on_stay_as_they_are():
         "pruned_batchnorm": "batch",
         "device": "auto",
         "precision": "auto",
-        "threads": 1,
         "streams": 4,
         "plain": False,
     }

@@ -391,6 +391,17 @@ def test_a_student_is_the_same_on_any_number_of_cores(teacher, images, tmp_path)
         assert all((one.folder / "metrics.csv").read_bytes() == (o.folder / "metrics.csv").read_bytes() for o in others)
 
 
+def test_a_teacher_trains_with_all_threads_or_as_many_as_asked_for(images, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for asked, used in ((None, 2), (1, 1), (9, 2)):
+            config = TeacherConfig.of("resnet8", **SMALL, runs_root=str(tmp_path / str(asked)), threads=asked)
+            assert training.train_teacher(config, images, progress=False).row["threads"] == used
+    finally:
+        torch.set_num_threads(before)
+
+
 def dropping(num_classes):
     body = [torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.BatchNorm1d(48), torch.nn.Dropout(0.3)]
     return torch.nn.Sequential(*body, torch.nn.Linear(48, num_classes))
