@@ -325,8 +325,9 @@ def _again_table(again: pd.DataFrame) -> pd.DataFrame:
             "student": again["student"],
             "recorded (%)": again["recorded"].map("{:.2f}".format),
             "here (%)": again["here"].map("{:.2f}".format),
-            "here - recorded (points)": [f"{mean:+.2f} ± {half_width:.2f}" for mean, half_width in points],
-            "standard deviation": again["standard_deviation"].map("{:.2f}".format),
+            # of one student there is no interval
+            "here - recorded (points)": [f"{m:+.2f}" + (f" ± {w:.2f}" if w == w else "") for m, w in points],
+            "standard deviation": again["standard_deviation"].map(lambda s: f"{s:.2f}" if s == s else ""),
             "students": again["n"],
             "the same to the last digit": again["same"],
         }
