@@ -122,11 +122,12 @@ def answer_spread(
     dense, weight, views = frozen(teacher), study.option("dense_weight"), list(study.views.values())
     rows = []
     bar = tqdm(total=repeats * groups, desc="mean answers", unit="group")
-    with bar, interruptible(lambda: f"in group {bar.n + 1} of {bar.total}"):
+    asking = acceleration.SideBySide(images.test.labels.device, threads=1)
+    with asking as side_by_side, bar, interruptible(lambda: f"in group {bar.n + 1} of {bar.total}"):
         for repeat in range(repeats):
             means: dict[tuple, list[Tensor]] = {}
             for group in islice(_groups(images, teacher, views, repeat), groups):
-                answers = [_answers(dense, copies, weight, batch.images) for batch in group]
+                answers = [_answers(dense, copies, weight, batch.images, side_by_side) for batch in group]
                 for view in views:
                     shown = dict.fromkeys((CLEAN, view)) if view.entry.drawn else (CLEAN,)
                     for network in answers[0]:
@@ -150,25 +151,34 @@ def _groups(images: ImageData, teacher: nn.Module, views: list[Choice], repeat: 
                 group = []
 
 
-@torch.inference_mode()
 @acceleration.exact()
 def _answers(
-    dense: nn.Module, copies: dict[float, nn.Module], weight: float, shown: dict[Choice, Tensor]
+    dense: nn.Module,
+    copies: dict[float, nn.Module],
+    weight: float,
+    shown: dict[Choice, Tensor],
+    side_by_side: acceleration.SideBySide,
 ) -> dict[tuple[str, float], dict[Choice, Tensor]]:
     """By (kind, rate) and view, (B, C): the softmax of what each network answers. Images that are two views' are asked for once."""
     found: dict[tuple[str, float], dict[Choice, Tensor]] = {}
     known: dict[int, Choice] = {}
+    said: dict[nn.Module, Tensor] = {}
+
+    @torch.inference_mode()
+    def ask(batch: Tensor, network: nn.Module) -> None:
+        said[network] = network(batch).float()
+
     for view, batch in shown.items():
         same = known.setdefault(id(batch), view)
         if same is not view:
             for answers in found.values():
                 answers[view] = answers[same]
             continue
-        said = dense(batch)
-        logits = {("dense", 0.0): said}
+        side_by_side(partial(ask, batch), (dense, *copies.values()))
+        logits = {("dense", 0.0): said[dense]}
         for rate, copy in copies.items():
-            logits[("pruned", rate)] = sparse = copy(batch)
-            logits[("mixed", rate)] = weight * said + (1 - weight) * sparse
+            logits[("pruned", rate)] = said[copy]
+            logits[("mixed", rate)] = weight * said[dense] + (1 - weight) * said[copy]
         for network, values in logits.items():
-            found.setdefault(network, {})[view] = values.float().softmax(dim=1)
+            found.setdefault(network, {})[view] = values.softmax(dim=1)
     return found
