@@ -94,6 +94,12 @@ def test_the_speed_of_the_readme_is_that_of_the_benchmark():
     assert f"and {ratios['bfloat16']:.2f} times in bfloat16" in text
 
 
+def test_how_far_students_came_out_from_their_records_elsewhere_is_that_of_the_benchmark():
+    again = pd.read_csv(ROOT / "benchmarks" / "again.csv").set_index("student").loc["all"]
+    said = f"{again['n']} students came out [{again['difference']:+.2f} ± {again['half_width']:.2f} points]"
+    assert said in " ".join(README.split()) and "bfloat16 in float32" in again["here_how"]
+
+
 @pytest.mark.parametrize("path", sorted({part.split(")")[0] for part in README.split("](")[1:]}))
 def test_every_link_of_the_readme_leads_somewhere(path):
     assert path.startswith("https://") or (ROOT / path).exists()
