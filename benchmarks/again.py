@@ -11,7 +11,7 @@ import argparse
 from dataclasses import replace
 
 from benchmarks import report
-from r2kd import ROOT, experiments, records, stats, training
+from r2kd import experiments, records, stats, training
 from r2kd.data import ImageData
 
 import pandas as pd
@@ -60,7 +60,7 @@ def main() -> None:
     if unknown := set(options.arms.split(";")) - study.arms.keys():
         top.error(f"unknown arm {min(unknown)!r}; known: {'; '.join(study.arms)}")
     study = replace(study, arms={label: study.arms[label] for label in options.arms.split(";")})
-    images, known = study.open_data(), records.under(ROOT / "figures")
+    images, known = study.open_data(), records.committed()
     training.put_back(study.teacher, study.teacher_images(images))
     rows = pd.DataFrame(row for seed in range(options.seeds) for row in trained(study, images, seed, known))
     table = compared(rows)

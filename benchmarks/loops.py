@@ -122,7 +122,7 @@ def our_loop(
     plain = students[0].config.machine.plain
     images, views = images.to(device), set(students[0].config.views.values())
     try:
-        with acceleration.SideBySide(device, None if plain else 1) as side_by_side:
+        with acceleration.SideBySide(device, students[0].config.threads) as side_by_side:
             yield from _our_steps(students, teachers, images, views, plain, side_by_side)
     finally:
         for lane in {teachers.lane, *(arm.lane for arm in students)}:

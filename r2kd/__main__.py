@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 import torch
 
-from . import ROOT, data, doctor, entries, evaluation, experiments, fidelity, models, records, runs, training
+from . import data, doctor, entries, evaluation, experiments, fidelity, models, records, runs, training
 from .augmentation import AUGMENTATIONS
 from .config import DistillConfig, TeacherConfig
 from .methods import METHODS
@@ -297,7 +297,7 @@ def _print_settings(config: TeacherConfig) -> None:
 def _result(run: training.Run) -> dict:
     """What came out, and beside it what the committed records say of the same run."""
     result = {"run": str(run.folder)} | run.result
-    record = records.under(ROOT / "figures").get(run.address)
+    record = records.committed().get(run.address)
     if record is None:
         return result
     told = {"top1": record["last_top1"], "here": f"{run.result['last_top1'] - record['last_top1']:+.2f} points"}

@@ -110,6 +110,11 @@ class TeacherConfig:
             return "float32"
         return acceleration.precision(acceleration.resolve_device(self.machine.device), self.machine.precision)
 
+    @property
+    def threads(self) -> int | None:
+        """Torch's for its training on a CPU; None: all."""
+        return self.machine.threads
+
     def acts(self, images: ImageData) -> dict[str, Any]:
         """What the numbers of a run depend on: of the parts in use, what differs from its default. `images`: its data set."""
         acting = {"model": self.model.acts(), "data": acting_data(self.data, images)}
@@ -230,6 +235,11 @@ class DistillConfig(TeacherConfig):
             why = "pruning_rate is 0" if self.taught else untaught
             found |= {key: why for key in keys if self.owner(key) == "pruning" and self[key] != 0}
         return found
+
+    @property
+    def threads(self) -> int | None:
+        """One, unless it is said: students train side by side, and come out the same on any number of cores."""
+        return self.machine.threads or (None if self.machine.plain else 1)
 
     @property
     def taught(self) -> bool:

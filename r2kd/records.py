@@ -41,7 +41,8 @@ def read(paths: Iterable[Path]) -> dict[str, dict]:
             raise ValueError(f"{path} is not a table of records: it has no column address")
         for row in table.to_dict("records"):
             known = rows.setdefault(row["address"], row)
-            apart += [(known, row)] * _apart(known, row)
+            if _apart(known, row):
+                apart.append((known, row))
         _say(path, apart, "first")
     return rows
 
@@ -49,6 +50,11 @@ def read(paths: Iterable[Path]) -> dict[str, dict]:
 def under(*roots: str | Path) -> dict[str, dict]:
     """The rows of all studies under folders of figures, by address."""
     return read(files.found(roots, NAME))
+
+
+def committed() -> dict[str, dict]:
+    """The rows that the repository holds, by address."""
+    return under(ROOT / "figures")
 
 
 def kept(run: Run) -> tuple[Run, dict] | None:

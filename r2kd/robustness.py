@@ -151,6 +151,7 @@ def measure(
 
     The models are in eval mode on the images' device. `teacher_logits` (N, C), of all test images, sort them by ambiguity.
     """
+    # exact here: it is one state for all threads, which those of one thread must not put back under another
     with acceleration.SideBySide(images.test.labels.device, threads=1) as side_by_side, acceleration.exact():
         return _measure(models, images, under, teacher_logits, side_by_side)
 

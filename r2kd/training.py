@@ -172,12 +172,10 @@ def _train_together(
         return []
     configs = list(missing.values())
     teachers = _teachers(configs, images, device, progress)
-    machine = configs[0].machine
-    usual = 1 if isinstance(configs[0], DistillConfig) and not machine.plain else None
-    lanes = [acceleration.Lane(device, i) for i in range(min(machine.streams, len(configs)))]
+    lanes = [acceleration.Lane(device, i) for i in range(min(configs[0].machine.streams, len(configs)))]
     arms: list[Arm] = []
     try:
-        with acceleration.SideBySide(device, machine.threads or usual) as side_by_side:
+        with acceleration.SideBySide(device, configs[0].threads) as side_by_side:
             for i, (run, config) in enumerate(missing.items()):
                 arms.append(_start(config, run, images, device, lanes[i % len(lanes)], side_by_side.threads))
             with acceleration.exact(), interruptible(lambda: whereabouts(arms)):

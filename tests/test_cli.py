@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from r2kd import __main__, fidelity, models, runs
+from r2kd import __main__, fidelity, models, records, runs
 
 import pandas as pd
 import pytest
@@ -38,7 +38,7 @@ def test_a_teacher_a_student_and_its_evaluation(capsys, tmp_path):
 
 
 def test_what_is_recorded_of_a_run_stands_beside_what_came_out(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(__main__, "ROOT", tmp_path)
+    monkeypatch.setattr(records, "ROOT", tmp_path)
     asked = ["distill", *SMALL, "--method", "kd", "--pair", "res20_res8", "--set", "teacher.epochs=1", "--runs-root"]
     assert "record" not in json.loads(call(capsys, *asked, str(tmp_path / "runs"))[1])
     (run,) = (runs.Run(folder) for folder in (tmp_path / "runs").glob("distill-*"))

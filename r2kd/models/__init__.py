@@ -44,8 +44,7 @@ def check_answers(model: nn.Module, name: str, images: Tensor, num_classes: int)
     shown = f"the model {name} ({type(model).__name__})"
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-            state = {key: value.clone() for key, value in (*model.named_parameters(), *model.named_buffers())}
-            answer = torch.func.functional_call(model.eval(), state, (images.clone(),))
+            answer = _answer(model.eval(), images)
     except Exception as error:
         height, width = images.shape[-2:]
         raise ValueError(f"{shown} fails on images of {height}x{width} pixels: {first_line(error)}") from error
@@ -65,10 +64,15 @@ def draws(model: nn.Module, images: Tensor) -> bool:
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         before = torch.get_rng_state()
-        state = {key: value.clone() for key, value in (*model.named_parameters(), *model.named_buffers())}
         with suppress(Exception):  # its first step will say it
-            torch.func.functional_call(model.train(), state, (images.clone(),))
+            _answer(model.train(), images)
         return not torch.equal(before, torch.get_rng_state())
+
+
+def _answer(model: nn.Module, images: Tensor) -> Any:
+    """What the model answers in the mode that it is in; its weights and buffers, and the images, stay as they are."""
+    state = {key: value.clone() for key, value in (*model.named_parameters(), *model.named_buffers())}
+    return torch.func.functional_call(model, state, (images.clone(),))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
