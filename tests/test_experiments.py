@@ -75,13 +75,26 @@ def test_quick_has_r2kd_with_every_view_the_last_with_the_pruned_teacher():
 
 def test_the_study_crosses_two_distances_with_seven_views_in_nothing_else_apart():
     made = study("small")
-    assert len(made.arms) == 29
+    assert len(made.arms) == 33
     grid = [c for c in made.arms.values() if c.method.name in ("kd", "r2kd") and not (c.method.changed or c.pruned)]
     crossed = Counter((config.method.name, config.view.name) for config in grid)
     assert crossed == Counter(product(("kd", "r2kd"), profiles.GRID)) and len(grid) == 14
     first = grid[0]
     assert all(replace(c, method=first.method, view=first.view, pruning=first.pruning) == first for c in grid)
     assert {config["ce_weight"] for config in grid} == {1.0} and not any(config.view.changed for config in grid)
+
+
+def test_each_distance_has_the_weight_of_the_others_pull_and_nothing_else_apart():
+    made = study("small").arms
+    weighted = {label: config for label, config in made.items() if "cutmixpick, weight" in label}
+    for label, config in weighted.items():
+        plain, _, weight = label.partition(", weight ")
+        key = {"KD cutmixpick": "kd_weight", "R2KD cutmixpick": "value_weight"}[plain]
+        assert config == made[plain].with_settings({key: float(weight)}) != made[plain]
+    assert {arm for pair in profiles.MATCHED for arm in pair} <= {*weighted, "KD cutmixpick", "R2KD cutmixpick"}
+    for one, other in profiles.MATCHED:  # the two weights are four times apart in pull in both
+        pull = [made[arm][key] / usual for arm, key, usual in ((one, "value_weight", 2), (other, "kd_weight", 4))]
+        assert pull[0] == pull[1] and one.startswith("R2KD") and other.startswith("KD")
 
 
 def test_the_study_has_the_baselines_by_their_own_recipes_and_r2kd_switch_by_switch():
