@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 FOLDER = Path(__file__).parent
-TABLES = ("step", "operators", "batch", "agreement", "epoch", "precision", "again", "neighbour", "cost")
+TABLES = ("step", "operators", "batch", "agreement", "epoch", "precision", "again", "pulls", "neighbour", "cost")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # what decides how fast a CPU multiplies
 MACHINE = "machine"  # the last column of every table
 
@@ -49,7 +49,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def render() -> str:
     """README.md, every number from a CSV beside it."""
-    step, where, batch, parted, epoch, precision, again, neighbour, cost = map(read, TABLES)
+    step, where, batch, parted, epoch, precision, again, pulls, neighbour, cost = map(read, TABLES)
     released = read("released")
     return f"""# Benchmarks
 
@@ -119,6 +119,15 @@ Students of the study that have a record, trained here from the same seeds: reco
 {again["here_how"].iloc[-1]}. The difference is paired by seed, ± as above; its standard deviation is what no pairing takes away.
 
 {markdown(_again_table(again))}
+
+## How hard a distance pulls: `python -m benchmarks.pulls`
+
+{pulls["caption"][0]}.
+The norm of a distance's gradient with respect to the student's logits, KL divergence at weight 1 and R2KD's value term at weight 2:
+means over 8 batches of 64 of the student's training images, after epochs at the first learning rate, one seed. Of two weights that give one size,
+and of twice the larger, the study has students.
+
+{markdown(_pulls_table(pulls))}
 
 ## Beside a neighbour: `python -m benchmarks.neighbour`
 
@@ -316,6 +325,13 @@ def _precision_table(precision: pd.DataFrame) -> pd.DataFrame:
             "seeds": precision["seeds"],
         }
     )
+
+
+def _pulls_table(pulls: pd.DataFrame) -> pd.DataFrame:
+    told = pulls[["student", "epochs", "view"]].copy()
+    for column, name in (("kl", "KL divergence"), ("value", "value term"), ("ratio", "ratio")):
+        told[name] = pulls[column].map("{:.3f}".format if column != "ratio" else "{:.1f}".format)
+    return told
 
 
 def _again_table(again: pd.DataFrame) -> pd.DataFrame:

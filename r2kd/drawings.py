@@ -264,6 +264,23 @@ def students(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def distance_weights(table: pd.DataFrame) -> Figure:
+    """Accuracy by the size of the distance's gradient, a line a method."""
+    title = f"Under cutmixpick: the distance, or its weight? ({_seeds(table)})"
+    table = table.assign(place=np.log2(table["pull"]))
+    figure, (axes,) = _curves(table, title, [table], "place", width=4.5, spread=0.1)
+    ticks = {
+        place: "\n".join([f"{2**place:g}", *(f"{row.arm}: {row.weight:g}" for row in rows.itertuples())])
+        for place, rows in table.groupby("place")
+    }
+    axes.set_xticks([*ticks], [*ticks.values()])
+    axes.set(
+        xlabel="size of the distance's gradient (of KL divergence at weight 1: 1; about),\nand the weights that give it",
+        ylabel="test accuracy of the last epoch (%)",
+    )
+    return figure
+
+
 def pruning_gain(table: pd.DataFrame) -> Figure:
     """The same student with the pruned teacher minus without, seed by seed."""
     methods = list(dict.fromkeys(table["method"]))
@@ -690,6 +707,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
         distances,
         training_curves,
         students,
+        distance_weights,
         pruning_gain,
         best_epoch,
         grid,

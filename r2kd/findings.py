@@ -11,7 +11,7 @@ import pandas as pd
 from . import records, stats
 from .augmentation import AUGMENTATIONS
 from .experiments import Study
-from .profiles import GRID
+from .profiles import GRID, PULLS
 from .tested import ARM
 
 
@@ -68,6 +68,25 @@ def grid(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.Da
     ]
     found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*keys, "mean", "n", "half_width"])
     return stats.judged(found, family=len(cells))
+
+
+def weights(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.DataFrame:
+    """Accuracy under cutmixpick by the weight of the distance, in which alone the arms of a method differ; empty where none does.
+
+    Columns: arm (the method), weight, pull (the weight in units of profiles.PULLS), mean, half_width, n.
+    """
+    usual, tables = grid_arms(study), []
+    for method, (key, unit) in PULLS.items():
+        plain = study.arms.get(usual.get((method, "cutmixpick")))
+        of = {
+            arm: config[key]
+            for arm, config in study.arms.items()
+            if plain and config.method.label == method and config == plain.with_settings({key: config[key]})
+        }
+        rows = results.assign(weight=results["arm"].map(of), arm=method).dropna(subset="weight").sort_values("weight")
+        tables.append(rows.assign(pull=rows["weight"] / unit))
+    table = stats.mean_interval(pd.concat(tables), ["arm", "weight", "pull"], value)
+    return table if table["arm"].value_counts().gt(1).any() else table[:0]
 
 
 def comparisons(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.DataFrame:

@@ -27,6 +27,10 @@ STUDY_SHOWN = (
     "R2KD, released",
     "R2KD, intended",
 )
+PULLS = {
+    "KD": ("kd_weight", 1.0),
+    "R2KD": ("value_weight", 0.5),
+}  # of a method the weight, and where its gradient is of KD's size
 MATCHED = (  # arms of the study that differ in distance, not in how large its gradient is
     ("R2KD cutmixpick", "KD cutmixpick, weight 4"),
     ("R2KD cutmixpick, weight 0.5", "KD cutmixpick"),
@@ -66,8 +70,8 @@ def _study_arms(epochs: int) -> dict[str, str]:
     Seeds. 10 for what carries a verdict, 5 for the others. The same method in two precisions differs by 0.48 points from seed to
     seed, which no pairing takes away: 10 seeds then find a difference of 0.48 points with 80 % chance, 5 of 0.81.
     Weights. Each distance at its own weight (KD 1, R2KD's value 2), at the one where its gradient is about as large as the other's at
-    its own (KD 4, R2KD 0.5: at students of half the epochs, clean and cutmix, R2KD's was 3.2 to 4.4 times KD's), and at twice the larger.
-    These arms were added when the other comparisons had six seeds.
+    its own (KD 4, R2KD 0.5: R2KD's is 2 times KD's at first and 3 to 4 times after 30 epochs; benchmarks/pulls.csv), and at twice
+    the larger. These arms were added when the other comparisons had six seeds.
     Reading. The last epoch on all 10,000 test images; 1,000 validation images, balanced too, choose an epoch to compare with. Test
     images are looked at in the last 0.4 of the epochs only, where every best epoch of the pilot was.
     """

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from . import stats, tables
+from .profiles import MATCHED
 
 MEASURED = {"corrupted": "Under corruption", "residual": "At equal clean accuracy", "attacked": "Under attack"}
 TELLS = {
@@ -151,6 +152,14 @@ def comparisons(table: pd.DataFrame) -> str:
 def robust_comparisons(table: pd.DataFrame) -> str:
     parts = table.groupby("measure", sort=False)
     return " ".join(f"{MEASURED[name]}: {comparisons(rows)}" for name, rows in parts)
+
+
+def distance_weights(table: pd.DataFrame) -> str:
+    said = [
+        f"{method} {', '.join(f'{value(row)} at weight {row.weight:g}' for _, row in rows.iterrows())}"
+        for method, rows in table.groupby("arm", sort=False)
+    ]
+    return f"{'; '.join(said)}. Which of them are told apart stands in the comparisons."
 
 
 def pruning_gain(table: pd.DataFrame) -> str:
@@ -300,13 +309,15 @@ def abstract(comparisons: pd.DataFrame, robust: pd.DataFrame, grid: pd.DataFrame
     """Three sentences: what of the paper's abstract the study's tables support, clean and corrupted, and what they contradict."""
     distance, pruned = ("R2KD cutmixpick", "KD cutmixpick"), ("R2KD, released", "R2KD cutmixpick")
     whole = ("R2KD, released", "KD cutmixpick")
+    large, small = MATCHED
     of = dict(tuple(robust.groupby("measure")))
     beyond = [
         f"{MEASURED[name][0].lower()}{MEASURED[name][1:]} {_claim(of[name], *whole)}" for name in MEASURED if name in of
     ]
     return [
-        f"Clean: correlation distance in place of KL divergence, under the same augmentation, {_claim(comparisons, *distance)}; the "
-        f"pruned teacher in the mixture {_claim(comparisons, *pruned)}.",
+        f"Clean: correlation distance in place of KL divergence, under the same augmentation, each at its own weight, "
+        f"{_claim(comparisons, *distance)}; at weights that give gradients of about one size {_claim(comparisons, *large)} where both are "
+        f"large, and {_claim(comparisons, *small)} where both are small; the pruned teacher in the mixture {_claim(comparisons, *pruned)}.",
         "That augmentation hurts KL divergence and helps correlation distance: "
         f"{' '.join(views(grid)) or 'the students that would tell are not trained yet.'}",
         f"R2KD as released against KD with the same augmentation: {'; '.join(beyond)}.",
@@ -390,7 +401,8 @@ SEEN: dict[str, Callable[[pd.DataFrame], str]] = {
     function.__name__: function
     for function in (
         *(pruning_accuracy, pruning_outputs, pruning_layers, teacher_mixture, distances, answer_spread),
-        *(students, training_curves, grid, comparisons, pruning_gain, best_epoch, measures, answer_spread_gain),
+        *(students, training_curves, grid, comparisons, distance_weights, pruning_gain),
+        *(best_epoch, measures, answer_spread_gain),
         *(robustness, robustness_students, corruption_differences, robust_comparisons, attacks, reliability, ambiguity),
         *(pruned_teachers, label_noise, ablation, switch_effects, published, published_robustness),
     )

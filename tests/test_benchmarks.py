@@ -2,7 +2,7 @@ import dataclasses
 import sys
 from types import SimpleNamespace
 
-from benchmarks import again, agreement, corruptions, explorers, gpu, loops, operators, precision, report, step
+from benchmarks import again, agreement, corruptions, explorers, gpu, loops, operators, precision, pulls, report, step
 from r2kd import experiments
 
 import pandas as pd
@@ -99,6 +99,21 @@ def test_only_what_has_a_record_is_trained_again(tmp_path):
     assert row["student"] == "cross-entropy" and row["recorded"] == 12.5 and row["here"] == run.result["last_top1"]
     assert row["recorded_how"] == "in float32, threads 1, torch 2.14.1"
     assert again.trained(study, images, 0, {run.address: record}) == []
+
+
+def test_a_distance_pulls_in_proportion_to_its_weight_and_not_at_all_at_the_teacher():
+    study = experiments.study("smoke", arms="kd cutmix; r2kd cutmix pruning_rate=0")
+    kd, r2kd = study.arms.values()
+    student, teacher = (torch.randn(64, 10, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    usual = pulls.norms(student, teacher, kd, r2kd)
+    louder = pulls.norms(student, teacher, kd.with_settings({"kd_weight": 3}), r2kd.with_settings({"value_weight": 1}))
+    assert louder["kl"] == pytest.approx(3 * usual["kl"]) and louder["value"] == pytest.approx(usual["value"] / 2)
+    assert max(pulls.norms(teacher, teacher, kd, r2kd).values()) < 1e-5 < min(usual.values())
+    images = study.open_data()
+    student, teacher = (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10)) for _ in range(2))
+    student(images.test.images[:2].float()), teacher(images.test.images[:2].float())
+    rows = pulls.measured(student, teacher.eval(), images, (kd, r2kd))
+    assert [row["view"] for row in rows] == ["clean", "cutmixpick"] and min(row["kl"] for row in rows) > 0
 
 
 def test_what_a_gpu_has_to_show_is_kept_when_time_is_up_and_not_done_again(tmp_path):

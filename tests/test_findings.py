@@ -83,6 +83,20 @@ def test_the_designed_comparisons_are_paired_and_one_family(study):
     )
 
 
+def test_the_weights_of_a_distance_are_those_of_arms_that_differ_in_nothing_else(study, tmp_path):
+    gains = {"KD cutmixpick, weight 4": 5, "R2KD cutmixpick, weight 0.5": -5, "KD, 0.1 and 0.9": 9, "R2KD, released": 9}
+    table = findings.weights(study, results(study, gains, noise=1e-6, seeds=3))
+    assert table[["arm", "weight", "pull", "n"]].values.tolist() == [
+        *(["KD", 1, 1, 3], ["KD", 4, 4, 3], ["KD", 8, 8, 3]),
+        *(["R2KD", 0.5, 1, 3], ["R2KD", 2, 4, 3], ["R2KD", 4, 8, 3]),
+    ]
+    assert (table["mean"] - table["mean"][0]).round(3).tolist() == [0, 5, 0, -5, 0, 0]
+    figures.save("distance_weights", table, tmp_path, "of a test")
+    assert "R2KD 25." in (said := words.distance_weights(table)) and "at weight 0.5" in said
+    quick = experiments.study("quick")
+    assert findings.weights(quick, results(quick, {})).empty
+
+
 def test_holms_adjustment_is_that_of_his_example():
     means, n = [4.0, 3.0, 2.5, 0.0], 10
     table = pd.DataFrame({"mean": means, "half_width": 2.0, "n": n})

@@ -72,12 +72,13 @@ def test_of_the_abstract_is_supported_what_the_verdict_says():
 
     robust = rows("higher", "lower", "too few seeds").assign(measure="corrupted")
     clean, grid, corrupted = words.abstract(rows("higher", "lower"), robust, pd.DataFrame({"kind": [], "contrast": []}))
-    assert "same augmentation, adds +1.50 ± 0.50 points (n = 7): supported; the pruned" in clean
+    assert "each at its own weight, adds +1.50 ± 0.50 points (n = 7): supported; at weights" in clean
+    assert "is not measured yet where both are large, and is not measured yet where both are small; the pruned" in clean
     assert clean.endswith("mixture adds +1.50 ± 0.50 points (n = 7): contradicted.")
     assert grid.endswith("the students that would tell are not trained yet.")
     assert corrupted.endswith("under corruption adds +1.50 ± 0.50 points (n = 7): not told apart from 0.")
     nothing = words.abstract(rows(), rows().assign(measure=[]), pd.DataFrame({"kind": [], "contrast": []}))
-    assert nothing[0].count("is not measured yet") == 2
+    assert nothing[0].count("is not measured yet") == 4
 
 
 def test_each_seed_stands_beside_its_mean():
