@@ -19,6 +19,7 @@ from pathlib import Path
 
 from r2kd import ROOT, figures, files, gallery, tables
 from r2kd.parts import Data, Design, Machine, Pruning, Recipe, Tests
+from r2kd.profiles import PROFILES
 
 import pandas as pd
 
@@ -28,12 +29,9 @@ PARTS = (Design, Tests, Data, Recipe, Pruning, Machine)
 PATHS = ("data_root", "runs_root", "figures_root", "teacher_checkpoint", "published_root", "load")
 START_TIMEOUT = 300  # seconds; a kernel that dies is noticed at once
 
-EXAMPLES = """profiles:
-  smoke   does everything run: 1 epoch on 128 images; minutes
-  quick   the default: the handwritten digits, 9 arms, 5 seeds; notebooks 01 to 03 in 4 to 8 minutes on 2 cores, no download;
-          with --only 04,05 the other two, in 4 minutes more
-  small   the study: CIFAR-100, 2,500 images, 120 epochs, 29 arms; told from its records, with --fresh half a day on 2 cores
-  paper   the study's arms by the full recipe: six pairs, 240 epochs, 3 seeds; days on one GPU
+PROFILE_LINES = "\n".join(f"  {name:<7} {profile.summary}" for name, profile in PROFILES.items())
+EXAMPLES = f"""profiles:
+{PROFILE_LINES}
 
 examples:
   python run_all.py
@@ -53,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    top.add_argument("--profile", default="quick", help="smoke, quick, small or paper [quick]")
+    top.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} [quick]")
     top.add_argument("--only", metavar="01,03", help="only these notebooks [all; quick: 01,02,03]")
     top.add_argument("--figures-only", action="store_true", help="draw every figure again from its CSV, train nothing")
     top.add_argument("--format", metavar="png,pdf,svg", help="what --figures-only draws [png]")

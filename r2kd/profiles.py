@@ -145,7 +145,7 @@ class Profile:
 
 PROFILES = {
     "smoke": Profile(
-        "does everything run: 1 epoch, 128 images",
+        "does everything run: 1 epoch on 128 images; minutes",
         "digits",
         ("res20_res8",),
         {"train_images": 128, "test_images": 200, "epochs": 1},
@@ -154,7 +154,7 @@ PROFILES = {
         fresh=True,
     ),
     "quick": Profile(
-        "digits, 9 arms, 5 seeds: minutes on 2 cores",
+        "the default: the handwritten digits, 9 arms, 5 seeds; minutes on 2 cores, no download",
         "digits",
         ("res20_res8",),
         {"train_images": 1000, "test_images": 1000, "epochs": 20},
@@ -176,7 +176,7 @@ PROFILES = {
         fresh=True,
     ),
     "small": Profile(
-        "the study: CIFAR-100, 2,500 images, 120 epochs, 33 arms, 5 or 10 seeds; half a day on 2 cores",
+        "the study: CIFAR-100, 2,500 images, 120 epochs, 33 arms, 5 or 10 seeds; told from its records, with --fresh most of a day on 2 cores",
         "cifar100",
         ("res20_res8",),
         {"train_images": 2500, "epochs": STUDY_EPOCHS},
@@ -205,7 +205,7 @@ PROFILES = {
         ablation={"seeds": 10},
     ),
     "paper": Profile(
-        "the study's arms by the full recipe: six pairs, 240 epochs, 3 seeds; needs a GPU",
+        "the study's arms by the full recipe: six pairs, 240 epochs, 3 seeds; days on a GPU",
         "cifar100",
         tuple(PAIRS),
         {},
