@@ -18,10 +18,7 @@ import pandas as pd
 
 STEPS = 4  # of an epoch; on a GPU the first epoch captures the graphs that the second one replays
 # profile, pair, data set, its pixels, training and test images; what quick and small cost, their records say
-CASES = (
-    ("paper", "res56_res20", "cifar100", 32, 50_000, 10_000),
-    ("paper", "wrn402_wrn162", "tiny_imagenet", 64, 100_000, 10_000),
-)
+CASES = (("paper", "res56_res20", "cifar100", 32, 50_000, 10_000),)
 
 
 def seconds_per_step(study: experiments.Study, images: ImageData) -> tuple[float, float]:

@@ -264,6 +264,20 @@ def students(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def search(table: pd.DataFrame) -> Figure:
+    """The settings that a better one was looked for among, by their validation images: the highest mean is the choice."""
+    figure, (axes,) = _figure(
+        table, f"Searched, on validation images ({_seeds(table)})", size=(7, 0.26 * len(table) + 2)
+    )
+    _dots(axes, table, "mean", "validation accuracy of the chosen epoch (%)\nbars: 95 % interval; dots: seeds")
+    return figure
+
+
+def confirmation(table: pd.DataFrame) -> Figure:
+    """The setting that was chosen against the others, on fresh seeds and the test images, each a difference paired by seed."""
+    return comparisons(table, "Confirmed on test images?")
+
+
 def distance_weights(table: pd.DataFrame) -> Figure:
     """Accuracy by the size of the distance's gradient, a line a method."""
     title = f"Under cutmixpick: the distance, or its weight? ({_seeds(table)})"
@@ -342,9 +356,9 @@ def grid(table: pd.DataFrame, where: str = "On clean images") -> Figure:
     return figure
 
 
-def comparisons(table: pd.DataFrame) -> Figure:
+def comparisons(table: pd.DataFrame, title: str = "What the study was designed to tell") -> Figure:
     """The comparisons that the study was designed for, each a difference paired by seed."""
-    title = f"What the study was designed to tell ({_seeds(table)}, paired; filled: told apart, Holm-adjusted)"
+    title = f"{title} ({_seeds(table)}, paired; filled: told apart, Holm-adjusted)"
     figure, (axes,) = _figure(table, title, size=(8.6, 0.34 * len(table) + 1.8))
     _told(axes, table)
     axes.set_xlabel("last epoch's test accuracy (points; 95 % interval; dots: seeds)")
@@ -729,5 +743,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
         pruned_teachers,
         label_noise,
         published_robustness,
+        search,
+        confirmation,
     )
 }

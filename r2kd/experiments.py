@@ -31,7 +31,7 @@ from .data import ImageData
 from .digest import digest
 from .entries import Choice
 from .parts import PLACES, Data, Design, Tests
-from .profiles import PAIRS, PROFILES, SMALL_PAIRS, Profile, pair_models, plain, switched
+from .profiles import PAIRS, PROFILES, SMALL_PAIRS, Profile, confirmed, pair_models, plain, searched, switched
 from .progress import tqdm
 from .runs import Run
 
@@ -248,6 +248,31 @@ def ablation(of: Study) -> Study:
     profile, settings = of.made_of
     made = variant(of, **dict(PROFILES[profile].ablation) | settings | {"arms": arms})
     return replace(made, said=f"{of.said}; R2KD with cutmixpick, pruned teacher")
+
+
+def search(of: Study) -> Study:
+    """The study of the settings that a better one is chosen among, by its validation images, on seeds of their own; no tests."""
+    profile = PROFILES[of.made_of[0]]
+    return _beside(of, "search", profile.search, arms=searched(), seeds=profile.search_seeds)
+
+
+def confirmation(of: Study, chosen: str) -> Study:
+    """The study of the setting that `search` chose, by its label, against R2KD as released and the field, on fresh seeds; no tests.
+
+    Raises ValueError for an unknown label.
+    """
+    if chosen not in searched():
+        raise ValueError(f"{chosen!r} was not searched; known: {', '.join(searched())}")
+    arms, seeds = confirmed(chosen, of.first.recipe.epochs), PROFILES[of.made_of[0]].confirmation_seeds
+    made = _beside(of, "confirmation", {}, arms=arms, seeds=seeds)
+    return replace(made, comparisons=tuple(("recommended", other) for other in arms if other != "recommended"))
+
+
+def _beside(of: Study, name: str, own: Mapping[str, Any], **design) -> Study:
+    """A study of students that are none of the first's: in a folder of figures and records beside its."""
+    profile, given = of.made_of
+    made = study(profile, **dict(own) | given | design | {"corruptions": "none", "attacks": "none"})
+    return replace(made, name=f"{of.name}-{name}")
 
 
 def with_label_noise(of: Study, rate: float, seeds: int = 3) -> Study:
@@ -656,11 +681,11 @@ def arms_table(study: Study) -> pd.DataFrame:
 def results_table(students: Iterable[Student]) -> pd.DataFrame:
     """A row a run: arm, seed, the last and the best epoch's test accuracy in percent, which epoch was best, and its source.
 
-    With validation images also chosen_top1 and chosen_epoch, of the epoch that they chose.
+    With validation images also chosen_top1, chosen_epoch and validation_top1, of the epoch that they chose.
     """
     rows = []
     for student in students:
-        names = ("last_top1", "best_top1", "best_epoch", "chosen_top1", "chosen_epoch")
+        names = ("last_top1", "best_top1", "best_epoch", "chosen_top1", "chosen_epoch", "validation_top1")
         result = student.run.result
         kept = {name: result[name] for name in names if name in result}
         rows.append(student.columns | kept | {"source": student.run.source})

@@ -4,6 +4,7 @@
 family of verdicts is one table, Holm-adjusted in it; see stats.judged.
 """
 
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ import pandas as pd
 from . import records, stats
 from .augmentation import AUGMENTATIONS
 from .experiments import Study
-from .profiles import GRID, PULLS
+from .profiles import CHANGES, GRID, PULLS, setting
 from .tested import ARM
 
 
@@ -87,6 +88,30 @@ def weights(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd
         tables.append(rows.assign(pull=rows["weight"] / unit))
     table = stats.mean_interval(pd.concat(tables), ["arm", "weight", "pull"], value)
     return table if table["arm"].value_counts().gt(1).any() else table[:0]
+
+
+def searched(results: pd.DataFrame) -> pd.DataFrame:
+    """The settings that were searched, the best mean on the validation images first: arm, method, pruned, mean, half_width, n, each.
+
+    Raises ValueError where no student is there.
+    """
+    if results.empty:
+        raise ValueError("no student of the search is trained or recorded yet: run it without --recorded")
+    table = stats.mean_interval(results, ARM, "validation_top1")
+    return table.sort_values("mean", ascending=False, kind="stable", ignore_index=True)
+
+
+def searched_changes(results: pd.DataFrame, value: str = "validation_top1") -> pd.DataFrame:
+    """What each of profiles.CHANGES adds, the mean over the settings of the others, paired by seed: arm (the change), mean,
+    half_width, n, each."""
+    wide, rows = results.pivot_table(index="seed", columns="arm", values=value), []
+    names = [set(chosen) for size in range(len(CHANGES) + 1) for chosen in combinations(CHANGES, size)]
+    for change in CHANGES:
+        pairs = [(setting(chosen), setting(chosen - {change})) for chosen in names if change in chosen]
+        there = [wide[one] - wide[other] for one, other in pairs if {one, other} <= set(wide)]
+        if there:
+            rows.append(pd.DataFrame({"arm": change, "difference": sum(there) / len(there)}))
+    return stats.mean_interval(pd.concat(rows), ["arm"], "difference")
 
 
 def comparisons(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.DataFrame:

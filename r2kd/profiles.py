@@ -1,7 +1,8 @@
 """The paper's pairs, and the profiles: studies of a scale, with the arms that they compare."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import compress, product
 from typing import Any
 
 from . import fidelity
@@ -36,6 +37,11 @@ MATCHED = (  # arms of the study that differ in distance, not in how large its g
     ("R2KD cutmixpick, weight 0.5", "KD cutmixpick"),
 )
 GRID = ("none", "identity", *VIEWS[1:])  # and what a second view changes by itself
+CHANGES = {  # of R2KD as released, which a better setting may have; at 50 the soft rank's gradient is of the value term's size at 2
+    "value 4": "method.value_weight=4",
+    "soft rank": "method.rank=soft method.rank_weight=50",
+    "views as described": "view.pick=after view.draws=sample",
+}
 
 
 def _arms() -> tuple[str, ...]:
@@ -57,7 +63,29 @@ def switched() -> dict[str, str]:
     return {"released": released} | switches | {"intended": "r2kd cutmixpick fidelity=intended"}
 
 
-def _study_arms(epochs: int) -> dict[str, str]:
+def setting(changes: Iterable[str]) -> str:
+    """What R2KD with some of CHANGES is called; with none "released"."""
+    return " + ".join(name for name in CHANGES if name in changes) or "released"
+
+
+def searched() -> dict[str, str]:
+    """What a better setting is looked for among: R2KD as released with each subset of CHANGES, and with more of the first."""
+    chosen = [tuple(compress(CHANGES, which)) for which in product((False, True), repeat=len(CHANGES))]
+    arms = {setting(names): [CHANGES[name] for name in names] for names in chosen}
+    arms["value 8"] = ["method.value_weight=8"]
+    return {label: " ".join(("r2kd cutmixpick fidelity=released", *changes)) for label, changes in arms.items()}
+
+
+def confirmed(chosen: str, epochs: int) -> dict[str, str]:
+    """The setting chosen among `searched`, called recommended; R2KD as released, if that is another; and of the study's students
+    those of the newest losses."""
+    field, settings = study_arms(epochs), searched()
+    arms = {"recommended": settings[chosen]} | ({"released": settings["released"]} if chosen != "released" else {})
+    others = ("KD, standardised", "DKD, standardised", "MLKD, released", "MLKD, intended")
+    return arms | {label: field[label] for label in others}
+
+
+def study_arms(epochs: int) -> dict[str, str]:
     """The study's arms: a grid of two distances and seven views, the field's baselines, and R2KD switch by switch.
 
     Question. What is R2KD worth against what users compare with, and does augmentation hurt KL divergence and help correlation
@@ -123,7 +151,8 @@ class Profile:
     `comparisons`: the pairs of arms that the study is designed to tell apart, by their labels; they are one family.
     `settings`: others, the teacher's among them, on its own data set. `arms`: texts, by label or not; `verdicts`: the labels of those that have
     `verdict_seeds`, as what is said of them carries a verdict. `shown`: the arms that crowded figures draw, as texts or labels.
-    `ablation`: settings of notebook 04's students alone. `fresh`: whether runs of which there is only a record are trained
+    `ablation`: settings of notebook 04's students alone. `search`: of notebook 06's, which are chosen among by validation images;
+    `search_seeds` and `confirmation_seeds`: the seeds of those, and of those that confirm the choice. `fresh`: whether runs of which there is only a record are trained
     again: where that takes minutes. `tests`: settings of parts.Tests.
     """
 
@@ -139,6 +168,9 @@ class Profile:
     verdict_seeds: int = 0
     shown: tuple[str, ...] = ("ce", "kd", "kd cutmix", "r2kd", "r2kd cutmix")
     ablation: Mapping[str, Any] = field(default_factory=dict)
+    search: Mapping[str, Any] = field(default_factory=dict)
+    search_seeds: tuple[int, ...] = (100, 101, 102)
+    confirmation_seeds: tuple[int, ...] = tuple(range(200, 210))
     tests: Mapping[str, Any] = field(default_factory=dict)
     fresh: bool = False
 
@@ -150,6 +182,9 @@ PROFILES = {
         ("res20_res8",),
         {"train_images": 128, "test_images": 200, "epochs": 1},
         seeds=2,
+        search={"validation_images": 64},
+        search_seeds=(100,),
+        confirmation_seeds=(200, 201),
         tests={"corruptions": "impulse_noise+glass_blur+snow+pixelate", "robust_images": 20, "attacked_images": 10},
         fresh=True,
     ),
@@ -172,6 +207,8 @@ PROFILES = {
             ("R2KD cutmixpick, pruned", "KD"),
         ),
         shown=("ce", "kd", "kd cutmix", "r2kd pruning_rate=0", "r2kd cutmixpick"),
+        search={"validation_images": 300},
+        confirmation_seeds=tuple(range(200, 205)),
         tests={"attacks": "noise+fgsm+pgd", "robust_images": 100, "attacked_images": 30},
         fresh=True,
     ),
@@ -190,7 +227,7 @@ PROFILES = {
             "teacher.epochs": 60,
         },
         seeds=5,
-        arms=_study_arms(STUDY_EPOCHS),
+        arms=study_arms(STUDY_EPOCHS),
         comparisons=_study_comparisons(),
         verdicts=(
             "cross-entropy",
@@ -203,13 +240,14 @@ PROFILES = {
         verdict_seeds=10,
         shown=STUDY_SHOWN,
         ablation={"seeds": 10},
+        search={"validation_images": 5000},
     ),
     "paper": Profile(
         "the study's arms by the full recipe: six pairs, 240 epochs, 3 seeds; days on a GPU",
         "cifar100",
         tuple(PAIRS),
         {},
-        arms=_study_arms(240),
+        arms=study_arms(240),
         comparisons=_study_comparisons(),
         shown=STUDY_SHOWN,
     ),

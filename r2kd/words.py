@@ -154,6 +154,12 @@ def robust_comparisons(table: pd.DataFrame) -> str:
     return " ".join(f"{MEASURED[name]}: {comparisons(rows)}" for name, rows in parts)
 
 
+def search(table: pd.DataFrame) -> str:
+    first, *others = (row for _, row in table.iterrows())
+    released = next((f"; as released {value(row)}" for row in others if row["arm"] == "released"), "")
+    return f"Of {len(table)} settings {first['arm']} has the highest mean on the validation images, {value(first)}{released}."
+
+
 def distance_weights(table: pd.DataFrame) -> str:
     said = [
         f"{method} {', '.join(f'{value(row)} at weight {row.weight:g}' for _, row in rows.iterrows())}"
@@ -404,6 +410,6 @@ SEEN: dict[str, Callable[[pd.DataFrame], str]] = {
         *(students, training_curves, grid, comparisons, distance_weights, pruning_gain),
         *(best_epoch, measures, answer_spread_gain),
         *(robustness, robustness_students, corruption_differences, robust_comparisons, attacks, reliability, ambiguity),
-        *(pruned_teachers, label_noise, ablation, switch_effects, published, published_robustness),
+        *(pruned_teachers, label_noise, ablation, switch_effects, published, published_robustness, search),
     )
-} | {"grid_corrupted": grid}
+} | {"grid_corrupted": grid, "confirmation": comparisons}

@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from torch import nn
 settings.register_profile("r2kd", deadline=None, max_examples=100, derandomize=True)
 settings.load_profile("r2kd")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,6 +45,16 @@ def tiny_imagenet(shared: Path, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("tiny-imagenet")
     shutil.unpack_archive(shared / "datasets" / "tiny-imagenet-val.zip", root)
     return root
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path, Path]:
+    """The smoke profile on the digits, as a user starts it: (process, runs folder, folder of its figures)."""
+    root = tmp_path_factory.mktemp("smoke")
+    where = ["--runs-root", str(root / "runs"), "--figures-root", str(root / "figures"), "--device", "cpu"]
+    command = [sys.executable, str(ROOT / "run_all.py"), "--profile", "smoke", *where]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    return done, root / "runs", root / "figures" / "digits" / "smoke-res20_res8"
 
 
 class Stream:

@@ -5,8 +5,6 @@ import time
 from base64 import b64decode
 from pathlib import Path
 
-import run_all
-
 import browser
 import nbformat
 import pytest
@@ -135,17 +133,8 @@ def test_an_interrupt_is_two_lines_and_the_cell_run_again_goes_on_with_the_same_
     assert lab.outputs()[0][-1]["data"] == undisturbed[0][-1]["data"]
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """Of two notebooks that are read in it and have equations, figures and links."""
-    place = tmp_path_factory.mktemp("report")
-    roots = ["--runs-root", str(place / "runs"), "--figures-root", str(place / "figures")]
-    assert run_all.main(["--profile", "smoke", "--only", "01,04", *roots]) == 0
-    (path,) = place.rglob("report.html")
-    return path
-
-
-def test_the_report_opens_from_disk_without_a_network_whole(report, lab, screenshots):
+def test_the_report_opens_from_disk_without_a_network_whole(smoke, lab, screenshots):
+    (report,) = smoke[1].rglob("report.html")
     lab.driver.set_network_conditions(offline=True, latency=0, throughput=0)
     try:
         lab.driver.get(report.as_uri())

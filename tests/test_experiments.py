@@ -97,6 +97,26 @@ def test_each_distance_has_the_weight_of_the_others_pull_and_nothing_else_apart(
         assert pull[0] == pull[1] and one.startswith("R2KD") and other.startswith("KD")
 
 
+def test_what_is_searched_is_every_subset_of_the_changes_and_leaves_no_trace_in_the_study():
+    of = study("small")
+    made = experiments.search(of)
+    released = of.arms["R2KD, released"]
+    same = {label for label, config in made.arms.items() if replace(config, data=released.data) == released}
+    assert same == {"released"} and len(made.arms) == 2 ** len(profiles.CHANGES) + 1
+    assert made.arms["value 4 + views as described"]["pick"] == "after" and made.arms["value 8"]["value_weight"] == 8
+    assert (made.first["validation_images"], of.first["validation_images"]) == (5000, 1000)
+    others = experiments.confirmation(of, "value 8")
+    assert others.arms["released"] == released and others.arms["DKD, standardised"] == of.arms["DKD, standardised"]
+    assert others.arms["recommended"] == released.with_settings({"value_weight": 8})
+    assert {arm for pair in others.comparisons for arm in pair} == set(others.arms)
+    seeds = [set(known.seeds) for known in (of, made, others)]
+    assert len(set.union(*seeds)) == sum(map(len, seeds)) and len(seeds[2]) == 10
+    assert len({of.figures, made.figures, others.figures}) == 3
+    assert "released" not in experiments.confirmation(of, "released").arms
+    with pytest.raises(ValueError, match="'value 9' was not searched; known: released, "):
+        experiments.confirmation(of, "value 9")
+
+
 def test_the_study_has_the_baselines_by_their_own_recipes_and_r2kd_switch_by_switch():
     made = study("small").arms
     recipes = {

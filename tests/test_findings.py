@@ -97,6 +97,20 @@ def test_the_weights_of_a_distance_are_those_of_arms_that_differ_in_nothing_else
     assert findings.weights(quick, results(quick, {})).empty
 
 
+def test_of_what_is_searched_the_best_on_validation_images_is_first_and_each_change_has_its_mean(study):
+    search = experiments.search(study)
+    gains = {arm: 2.0 * ("value 4" in arm) - 1.0 * ("soft rank" in arm) for arm in search.arms} | {"value 8": 0.5}
+    rows = results(search, gains, noise=1e-6, seeds=3).rename(columns={"last_top1": "validation_top1"})
+    table = findings.searched(rows.assign(last_top1=-rows["validation_top1"]))
+    assert set(table["arm"][:2]) == {"value 4", "value 4 + views as described"} and len(table) == 9
+    changes = findings.searched_changes(rows).set_index("arm")
+    assert changes["mean"].round(3).to_dict() == {"value 4": 2, "soft rank": -1, "views as described": 0}
+    assert changes["n"].eq(3).all()
+    assert words.search(table).startswith(f"Of 9 settings {table['arm'][0]} has the highest mean")
+    with pytest.raises(ValueError, match="no student of the search"):
+        findings.searched(rows[:0])
+
+
 def test_holms_adjustment_is_that_of_his_example():
     means, n = [4.0, 3.0, 2.5, 0.0], 10
     table = pd.DataFrame({"mean": means, "half_width": 2.0, "n": n})

@@ -17,12 +17,9 @@ import pytest
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
-ELSEWHERE = {
-    "published",
-    "published_robustness",
-    "distance_weights",
-}  # which need the authors' files, and the study's arms
-DRAWN = set(figures.FIGURES) - ELSEWHERE
+AUTHORS = {"published", "published_robustness"}  # figures that need the authors' files
+STUDY = {"distance_weights"}  # and that need the study's arms
+DRAWN = set(figures.FIGURES) - AUTHORS - STUDY
 SPEC = importlib.util.spec_from_file_location("run_all", ROOT / "run_all.py")
 run_all = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(run_all)
@@ -37,16 +34,6 @@ def disk_that_takes(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """The smoke profile on the digits, as a user starts it: (process, runs folder, folder of its figures)."""
-    root = tmp_path_factory.mktemp("smoke")
-    where = ["--runs-root", str(root / "runs"), "--figures-root", str(root / "figures"), "--device", "cpu"]
-    command = [sys.executable, str(ROOT / "run_all.py"), "--profile", "smoke", *where]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
-    return done, root / "runs", root / "figures" / "digits" / "smoke-res20_res8"
 
 
 def test_smoke_executes_all_notebooks_and_ends_with_the_table(smoke):
@@ -230,7 +217,7 @@ def test_quick_stays_quick_and_says_what_it_left(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(run_all, "execute", lambda notebook, *_: executed.append(notebook.stem) or True)
     where = ["--runs-root", str(tmp_path), "--figures-root", str(tmp_path)]
     assert run_all.main(where) == 0 and [name[:2] for name in executed] == ["01", "02", "03"]
-    assert "04_fidelity, 05_published_results (--only 04,05" in capsys.readouterr().out
+    assert "04_fidelity, 05_published_results, 06_beyond (--only 04,05,06" in capsys.readouterr().out
     executed.clear()
     assert run_all.main(["--profile", "small", *where]) == 0 and len(executed) == len(run_all.NOTEBOOKS)
     assert "not run" not in capsys.readouterr().out
@@ -238,6 +225,7 @@ def test_quick_stays_quick_and_says_what_it_left(monkeypatch, tmp_path, capsys):
 
 def test_notebooks_are_committed_clean_with_their_parameters_tagged():
     names = ["01_teacher_pruning", "02_distillation", "03_robustness", "04_fidelity", "05_published_results"]
+    names += ["06_beyond"]
     assert [path.stem for path in run_all.NOTEBOOKS] == names
     for path in run_all.NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
