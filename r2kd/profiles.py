@@ -236,6 +236,8 @@ PROFILES = {
             "DKD",
             "DIST",
             *(f"R2KD, {label}" for label in switched()),
+            "KD cutmixpick, weight 4",
+            "R2KD cutmixpick, weight 0.5",
         ),
         verdict_seeds=10,
         shown=STUDY_SHOWN,
