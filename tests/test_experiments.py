@@ -166,8 +166,8 @@ def seeds_by_arm(made):
 def test_arms_of_a_verdict_have_ten_seeds_and_the_others_five():
     made = study("small")
     more = {"cross-entropy", "KD cutmixpick", "R2KD cutmixpick", "DKD", "DIST"}
-    more |= {arm for arm in made.arms if arm.startswith("R2KD, ")}
-    assert len(more) == 12 and made.seeds == tuple(range(10))
+    more |= {arm for arm in made.arms if arm.startswith("R2KD, ")} | {arm for pair in profiles.MATCHED for arm in pair}
+    assert len(more) == 14 and made.seeds == tuple(range(10))
     assert seeds_by_arm(made) == {arm: list(range(10 if arm in more else 5)) for arm in made.arms}
     for seed in (0, 7):
         students = made.students(seed)
