@@ -37,9 +37,9 @@ MATCHED = (  # arms of the study that differ in distance, not in how large its g
     ("R2KD cutmixpick, weight 0.5", "KD cutmixpick"),
 )
 GRID = ("none", "identity", *VIEWS[1:])  # and what a second view changes by itself
-CHANGES = {  # of R2KD as released, which a better setting may have; at 50 the soft rank's gradient is of the value term's size at 2
+CHANGES = {  # of R2KD as released, which a better setting may have; at 16 the soft rank's gradient is, at first, of the value term's size at 2
     "value 4": "method.value_weight=4",
-    "soft rank": "method.rank=soft method.rank_weight=50",
+    "soft rank": "method.rank=soft method.rank_weight=16",
     "views as described": "view.pick=after view.draws=sample",
 }
 
