@@ -76,16 +76,18 @@ def test_every_figure_is_drawn_beside_its_table(smoke):
     for path in (drawn / f"{name}.csv" for name in DRAWN):
         assert path.with_suffix(".png").stat().st_size > 5_000
         caption = pd.read_csv(path)["caption"].iloc[0]
-        assert caption.startswith(
-            "digits, 128 training and 200 test images of 16 px; 1 epoch; resnet20 teaches resnet8"
-        )
+        kept = ", 64 validation" if path.stem == "search" else ""
+        said = f"digits, 128 training{kept} and 200 test images of 16 px; 1 epoch; resnet20 teaches resnet8"
+        assert caption.startswith(said)
 
 
 def test_started_again_it_returns_the_finished_runs(smoke, monkeypatch, capfd):
     _, folder, drawn = smoke
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
-    # the teacher, 15 students of 2 seeds, 6 more of the ablation, 3 of one's own; label noise of a teacher and 3 students
-    assert len(before) == 47 + 3 + 7
+    # the teacher, 15 students of 2 seeds, 6 more of the ablation, 3 of one's own; label noise of a teacher and 3 students;
+    # the search, 9 students of a teacher that has other images, and what confirms its choice
+    confirmed = pd.read_csv(drawn.with_name(f"{drawn.name}-confirmation") / "records.csv")
+    assert len(before) == 47 + 3 + 7 + 10 + len(confirmed)
     where = ["--runs-root", str(folder), "--figures-root", str(drawn.parents[1]), "--device", "cpu"]
     assert run_all.main(["--profile", "smoke", "--only", "02", *where]) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")} == before

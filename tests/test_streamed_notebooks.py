@@ -45,17 +45,18 @@ def tiny_imagenet(tmp_path):
 
 
 def in_one(notebooks):
-    """One notebook of the cells of all and the answers to their exercises, with the parameters of the last.
+    """One notebook of the cells of all and the answers to their exercises, with the parameters of the one that has most.
 
     A study's images are looked at when they are opened.
     """
     looked_at = "assert isinstance(images.test.images, data.ImageFiles), images.name"
     cells = [cell for notebook in notebooks for cell in nbformat.read(notebook, as_version=4).cells]
-    *_, parameters = (cell for cell in cells if cell.metadata.get("tags") == ["parameters"])
+    of = [cell for cell in cells if cell.metadata.get("tags") == ["parameters"]]
+    parameters = max(of, key=lambda cell: len(cell.source))  # the others' are among them
     made = [parameters, nbformat.v4.new_code_cell("from r2kd import data")]
     for cell in cells:
         if cell.cell_type == "code" and cell.metadata.get("tags") != ["parameters"]:
-            loaded = "images = study.open_data()" in cell.source or "data.load(" in cell.source
+            loaded = re.search(r"images = \w+\.open_data\(\)", cell.source) or "data.load(" in cell.source
             made += [cell, nbformat.v4.new_code_cell(looked_at)] if loaded else [cell]
         if cell.source.startswith("## Exercises"):
             answers = re.findall(r"```python\n(.*?)```", cell.source, re.S)
@@ -71,7 +72,7 @@ def test_every_notebook_runs_on_folders_that_are_streamed(images, tiny_imagenet,
     monkeypatch.setattr(run_all, "NOTEBOOKS", [tmp_path / "01_all.ipynb"])
     limited = "from r2kd import data, image_files\n\ndata.MEMORY, image_files.WORKERS = 1, 0\n"
     (tmp_path / "no_memory.py").write_text(limited)
-    study = f"--dataset {images} --teacher resnet8 --student resnet8 --corruptions snow --attacks fgsm --seeds 1"
+    study = f"--dataset {images} --teacher resnet8 --student resnet8 --corruptions snow --attacks fgsm --seeds 1 --validation-images 4"
     where = f"--data-root {tiny_imagenet} --runs-root {tmp_path}/runs --figures-root {tmp_path}/figures"
     arguments = f"--profile smoke --load {tmp_path}/no_memory.py --device cpu {study} {where}".split()
     assert run_all.main([*arguments, "--arms", "ce; kd; r2kd cutmix"]) == 0, capfd.readouterr().err
