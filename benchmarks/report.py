@@ -328,10 +328,10 @@ def _precision_table(precision: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pulls_table(pulls: pd.DataFrame) -> pd.DataFrame:
-    told = pulls[["student", "epochs", "view"]].copy()
-    for column, name in (("kl", "KL divergence"), ("value", "value term"), ("ratio", "ratio")):
-        told[name] = pulls[column].map("{:.3f}".format if column != "ratio" else "{:.1f}".format)
-    return told
+    norms = {
+        name: pulls[column].map("{:.3f}".format) for name, column in (("KL divergence", "kl"), ("value term", "value"))
+    }
+    return pulls[["student", "epochs", "view"]].assign(**norms, ratio=pulls["ratio"].map("{:.1f}".format))
 
 
 def _again_table(again: pd.DataFrame) -> pd.DataFrame:

@@ -270,8 +270,7 @@ def confirmation(of: Study, chosen: str) -> Study:
 
 def _beside(of: Study, name: str, own: Mapping[str, Any], **design) -> Study:
     """A study of students that are none of the first's: in a folder of figures and records beside its."""
-    profile, given = of.made_of
-    made = study(profile, **dict(own) | given | design | {"corruptions": "none", "attacks": "none"})
+    made = variant(of, **dict(own) | of.made_of[1] | design | {"corruptions": "none", "attacks": "none"})
     return replace(made, name=f"{of.name}-{name}")
 
 

@@ -4,7 +4,6 @@
 family of verdicts is one table, Holm-adjusted in it; see stats.judged.
 """
 
-from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +11,7 @@ import pandas as pd
 from . import records, stats
 from .augmentation import AUGMENTATIONS
 from .experiments import Study
-from .profiles import CHANGES, GRID, PULLS, setting
+from .profiles import CHANGES, GRID, PULLS, setting, subsets
 from .tested import ARM
 
 
@@ -105,9 +104,8 @@ def searched_changes(results: pd.DataFrame, value: str = "validation_top1") -> p
     """What each of profiles.CHANGES adds, the mean over the settings of the others, paired by seed: arm (the change), mean,
     half_width, n, each."""
     wide, rows = results.pivot_table(index="seed", columns="arm", values=value), []
-    names = [set(chosen) for size in range(len(CHANGES) + 1) for chosen in combinations(CHANGES, size)]
     for change in CHANGES:
-        pairs = [(setting(chosen), setting(chosen - {change})) for chosen in names if change in chosen]
+        pairs = [(setting(chosen), setting(chosen - {change})) for chosen in subsets() if change in chosen]
         there = [wide[one] - wide[other] for one, other in pairs if {one, other} <= set(wide)]
         if there:
             rows.append(pd.DataFrame({"arm": change, "difference": sum(there) / len(there)}))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import compress, product
+from itertools import chain, compress, product
 from typing import Any
 
 from . import fidelity
@@ -68,10 +68,14 @@ def setting(changes: Iterable[str]) -> str:
     return " + ".join(name for name in CHANGES if name in changes) or "released"
 
 
+def subsets() -> list[frozenset[str]]:
+    """Of CHANGES, by name; the first is empty."""
+    return [frozenset(compress(CHANGES, which)) for which in product((False, True), repeat=len(CHANGES))]
+
+
 def searched() -> dict[str, str]:
     """What a better setting is looked for among: R2KD as released with each subset of CHANGES, and with more of the first."""
-    chosen = [tuple(compress(CHANGES, which)) for which in product((False, True), repeat=len(CHANGES))]
-    arms = {setting(names): [CHANGES[name] for name in names] for names in chosen}
+    arms = {setting(names): [CHANGES[name] for name in CHANGES if name in names] for names in subsets()}
     arms["value 8"] = ["method.value_weight=8"]
     return {label: " ".join(("r2kd cutmixpick fidelity=released", *changes)) for label, changes in arms.items()}
 
@@ -107,9 +111,10 @@ def study_arms(epochs: int) -> dict[str, str]:
     crossed = {
         f"{label} {view}".removesuffix(" none"): plain(arm.format(view)) for label, arm in grid.items() for view in GRID
     }
-    weighted = {f"KD cutmixpick, weight {weight:g}": f"kd:kd_weight={weight:g} cutmixpick" for weight in (4, 8)} | {
-        f"R2KD cutmixpick, weight {weight:g}": f"r2kd:value_weight={weight:g} cutmixpick pruning_rate=0"
-        for weight in (0.5, 4)
+    weighted = {
+        f"{label} cutmixpick, weight {weight:g}": f"{grid[label].format('cutmixpick')} method.{PULLS[label][0]}={weight:g}"
+        for label, weights in {"KD": (4, 8), "R2KD": (0.5, 4)}.items()
+        for weight in weights
     }
     warm = f"warmup_epochs={epochs * 20 / 240:.3g}"
     recipe, standardised = "ce_weight=0.1,kd_weight=0.9", "temperature=2,standardise=true"
@@ -152,8 +157,8 @@ class Profile:
     `settings`: others, the teacher's among them, on its own data set. `arms`: texts, by label or not; `verdicts`: the labels of those that have
     `verdict_seeds`, as what is said of them carries a verdict. `shown`: the arms that crowded figures draw, as texts or labels.
     `ablation`: settings of notebook 04's students alone. `search`: of notebook 06's, which are chosen among by validation images;
-    `search_seeds` and `confirmation_seeds`: the seeds of those, and of those that confirm the choice. `fresh`: whether runs of which there is only a record are trained
-    again: where that takes minutes. `tests`: settings of parts.Tests.
+    `search_seeds` and `confirmation_seeds`: the seeds of those, and of those that confirm the choice. `fresh`: whether runs of
+    which there is only a record are trained again: where that takes minutes. `tests`: settings of parts.Tests.
     """
 
     summary: str
@@ -231,13 +236,10 @@ PROFILES = {
         comparisons=_study_comparisons(),
         verdicts=(
             "cross-entropy",
-            "KD cutmixpick",
-            "R2KD cutmixpick",
+            *chain(*MATCHED),
             "DKD",
             "DIST",
             *(f"R2KD, {label}" for label in switched()),
-            "KD cutmixpick, weight 4",
-            "R2KD cutmixpick, weight 0.5",
         ),
         verdict_seeds=10,
         shown=STUDY_SHOWN,
