@@ -48,9 +48,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    top = terminal.Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} [quick]")
     top.add_argument("--only", metavar="01,03", help="only these notebooks [all; quick: 01,02,03]")
     top.add_argument("--figures-only", action="store_true", help="draw every figure again from its CSV, train nothing")
@@ -69,9 +67,6 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0, 1 where something failed, 2 where the command cannot be followed, 130 where it was interrupted."""
     top = parser()
     options = top.parse_args(arguments)
-    for name, value in vars(options).items():
-        if value == "":
-            top.error(f"--{name.replace('_', '-')} is empty")
     formats = (options.format or "png").split(",")
     if unknown := set(formats) - set(figures.FORMATS):
         top.error(f"unknown format {', '.join(sorted(unknown))}; known: {', '.join(figures.FORMATS)}")
@@ -99,12 +94,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def settings_of(options: argparse.Namespace) -> dict:
     """What was set, by flags and by --set; paths absolute, as notebooks run in their own folder."""
-    from r2kd.__main__ import read_pairs
     from r2kd.data import named
+    from r2kd.entries import pairs
 
     names = [setting.name for part in PARTS for setting in fields(part)]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    given |= read_pairs(options.set)
+    given |= pairs(options.set)
     for name, value in given.items():
         if name in (*PATHS, "dataset") and not str(value).strip():
             raise ValueError(f"{name} is empty: give a path, or leave it out")
@@ -289,7 +284,6 @@ def summarise(folder: Path, executed: Path, begun: float) -> None:
     made = {path.stem for path in folder.glob("*.png") if path.stat().st_mtime >= begun}
     if "students" in made:
         table = tables.read(folder / "students.csv")
-        seeds = table["n"].iloc[0]
         summary = pd.DataFrame(
             {
                 "student": table["arm"],
@@ -298,7 +292,7 @@ def summarise(folder: Path, executed: Path, begun: float) -> None:
                 "seeds": table["n"],
             }
         )
-        print(f"\n{table['caption'].iloc[0]}; teacher {table['teacher_top1'].iloc[0]:.2f} %; {seeds} seeds\n")
+        print(f"\n{table['caption'].iloc[0]}; teacher {table['teacher_top1'].iloc[0]:.2f} %\n")
         print(summary.to_string(index=False), end="\n\n")
     if "switch_effects" in made:
         effects = tables.read(folder / "switch_effects.csv")

@@ -42,7 +42,8 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
     found = by[["recorded", "here"]].mean()
     found["standard_deviation"] = by["difference"].std()
     found["same"] = by["difference"].agg(lambda points: int((points == 0).sum()))
-    difference = stats.mean_interval(both, ["student"], "difference").set_index("student")
+    pooled = both.drop(columns="seed")  # "all" has several students of a seed
+    difference = stats.mean_interval(pooled, ["student"], "difference").set_index("student")
     found = found.join(difference.rename(columns={"mean": "difference"}))
     for where in ("recorded_how", "here_how"):
         found[where] = by[where].agg(lambda how: " or ".join(dict.fromkeys(how)))

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from benchmarks import operators, report
 from benchmarks.loops import BATCH, our_loop, plain_loop, random_images
 from benchmarks.step import CASES, peak_memory
-from r2kd import ROOT, acceleration, evaluation, experiments, files, models, runs, training
+from r2kd import ROOT, acceleration, evaluation, experiments, files, models, records, runs, training
 from r2kd.config import DistillConfig, TeacherConfig
 from r2kd.progress import tqdm
 
@@ -214,8 +214,8 @@ def recipe(device: torch.device, out: Path, options: argparse.Namespace, seconds
             print(f"no recipe without CIFAR-100: {error}", file=sys.stderr)
             return
         experiments.run_students(study, images)
-    for record in out.rglob("records.csv"):
-        files.write_table(out / "records.csv", pd.read_csv(record))
+    if found := list(files.found([out], records.NAME)):
+        records.merge(found, out / records.NAME)
     table = runs.table(options.runs_root)
     if not table.empty:
         files.write_table(out / "runs.csv", table)

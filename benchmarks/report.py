@@ -124,8 +124,8 @@ Students of the study that have a record, trained here from the same seeds: reco
 
 {pulls["caption"][0]}.
 The norm of a distance's gradient with respect to the student's logits, KL divergence at weight 1 and R2KD's value term at weight 2:
-means over 8 batches of 64 of the student's training images, after epochs at the first learning rate, one seed. Of two weights that give one size,
-and of twice the larger, the study has students.
+means over 8 batches of 64 of the student's training images, after epochs at the first learning rate, one seed. The study also has
+students of weights where KL divergence pulls the harder (4 against R2KD's 2, 1 against 0.5), and of twice the larger.
 
 {markdown(_pulls_table(pulls))}
 

@@ -5,7 +5,6 @@ Exit code 0; 1 where something went wrong or is damaged, 2 for wrong use, 130 wh
 
 import argparse
 import dataclasses
-import difflib
 import json
 import os
 import sys
@@ -36,25 +35,8 @@ EXAMPLES = """examples:
 The same call again returns the finished run, or goes on with the one that was cut off."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says wrong use in one line, with the option that was meant; no option is taken by its beginning."""
-
-    def __init__(self, **settings) -> None:
-        super().__init__(allow_abbrev=False, **settings)
-
-    def parse_known_args(self, args=None, namespace=None):
-        found, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            near = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1)
-            self.error(f"unknown option {unknown[0]}" + (f": {near[0]} is meant?" if near else ""))
-        return found, unknown
-
-    def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: {message} (all options: {self.prog} --help)\n")
-
-
 def parser() -> argparse.ArgumentParser:
-    top = _Parser(
+    top = terminal.Parser(
         prog="python -m r2kd",
         description=__doc__,
         epilog=EXAMPLES,
@@ -152,9 +134,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> tuple[int, str]:
     """(exit code, what to print). Raises what the command does."""
     commands = {"teacher": teacher, "distill": distill, "evaluate": evaluate, "runs": list_runs, "doctor": examine}
-    for name, value in vars(options).items():
-        if "" in (value if isinstance(value, list) else [value]):
-            raise ValueError(f"--{name.rpartition('.')[2].replace('_', '-')} is empty")
     for path in getattr(options, "load", []):
         entries.load(path)
     done = commands[options.command](options)
@@ -272,22 +251,13 @@ def _given(options: argparse.Namespace, *parts: type[Part]) -> dict:
     """The options of the parts, under --set."""
     names = [known.name for part in parts for known in dataclasses.fields(part)]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return given | read_pairs(options.set)
+    return given | entries.pairs(options.set)
 
 
 def _refuse_idle(config: TeacherConfig, keys: Iterable[str]) -> None:
     """Raises ValueError for a setting that was given and acts on nothing."""
     for key, why in config.idle(keys).items():
         raise ValueError(f"{key} acts on nothing: {why}")
-
-
-def read_pairs(texts: list[str]) -> dict[str, str]:
-    """Of --set: "temperature=2" is {"temperature": "2"}. Raises ValueError for what is no key=value."""
-    pairs = [text.partition("=") for text in texts]
-    for key, equals, _ in pairs:
-        if not key or not equals:
-            raise ValueError(f"--set takes key=value, not {key!r}")
-    return {key.strip().replace("-", "_"): value.strip() for key, _, value in pairs}
 
 
 def _print_settings(config: TeacherConfig) -> None:

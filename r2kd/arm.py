@@ -224,8 +224,9 @@ class Arm:
                 setattr(self, name, state[name])
 
     def finish(self) -> None:
-        """Store tables, weights and result. best_top1 is on the test images; chosen_top1, of the epoch that the validation images
-        chose, where test images were looked at after it. A kill may have come between the last state and its tables.
+        """Store tables, weights and result. best_top1 is on the test images; validation_top1 is of the epoch that the validation
+        images chose, and chosen_top1, where test images were looked at after it. A kill may have come between the last state and
+        its tables.
         """
         last = self.metrics[-1]
         best = max(
@@ -245,6 +246,7 @@ class Arm:
             if chosen["test_top1"] >= 0:  # not NaN: after that epoch test images were looked at
                 result["chosen_top1"] = chosen["test_top1"]
             result |= {"chosen_epoch": chosen["epoch"], "validation_top1": chosen["validation_top1"]}
+            result["last_validation_top1"] = last["validation_top1"]
         self.run.write_tables({"metrics": self.metrics, "timing": self.timing}, lasting=True)
         weights = {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
         self.run.finish(last=weights, best=self.best, result=result)

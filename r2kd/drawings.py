@@ -279,7 +279,7 @@ def confirmation(table: pd.DataFrame) -> Figure:
 
 
 def distance_weights(table: pd.DataFrame) -> Figure:
-    """Accuracy by the size of the distance's gradient, a line a method."""
+    """Accuracy by the weight of the distance, a line a method; side by side are weights that bring the two gradients nearer."""
     title = f"Under cutmixpick: the distance, or its weight? ({_seeds(table)})"
     table = table.assign(place=np.log2(table["pull"]))
     figure, (axes,) = _curves(table, title, [table], "place", width=4.5, spread=0.1)
@@ -289,7 +289,7 @@ def distance_weights(table: pd.DataFrame) -> Figure:
     }
     axes.set_xticks([*ticks], [*ticks.values()])
     axes.set(
-        xlabel="size of the distance's gradient (of KL divergence at weight 1: 1; about),\nand the weights that give it",
+        xlabel="weight of the distance, in units that bring the two gradients nearer\n(KD: 1, R2KD: 0.5; KD's gradient is then the larger)",
         ylabel="test accuracy of the last epoch (%)",
     )
     return figure
@@ -356,31 +356,31 @@ def grid(table: pd.DataFrame, where: str = "On clean images") -> Figure:
     return figure
 
 
-def comparisons(table: pd.DataFrame, title: str = "What the study was designed to tell") -> Figure:
-    """The comparisons that the study was designed for, each a difference paired by seed."""
+def comparisons(table: pd.DataFrame, title: str = "The study's comparisons") -> Figure:
+    """The study's comparisons, each a difference paired by seed, all one family. An arm may have more views, and passes, than the other."""
     title = f"{title} ({_seeds(table)}, paired; filled: told apart, Holm-adjusted)"
     figure, (axes,) = _figure(table, title, size=(8.6, 0.34 * len(table) + 1.8))
     _told(axes, table)
-    axes.set_xlabel("last epoch's test accuracy (points; 95 % interval; dots: seeds)")
+    axes.set_xlabel("difference in test accuracy, last epoch (points; 95 % interval)")
     return figure
 
 
 def robust_comparisons(table: pd.DataFrame) -> Figure:
-    """The same comparisons under corruption, at equal clean accuracy, and under the strongest attack at its smallest radius."""
-    labels = {
-        "corrupted": "under corruption",
-        "residual": "the same at equal\nclean accuracy",
-        "attacked": "under attack",
-    }
-    panels = {name: table[table["measure"] == name] for name in labels if name in set(table["measure"])}
-    title = (
-        f"The designed comparisons, beside clean images ({_seeds(table)}, paired; filled: told apart, Holm-adjusted)"
-    )
+    """The same comparisons under corruption, beyond a line of corrupted on clean accuracy through all students here, and under PGD."""
+    labels = {"corrupted": "under corruption\n(points)", "residual": "beyond what clean\naccuracy explains (points)"}
+    panels = {label: table[table["measure"] == name] for name, label in labels.items()}
+    attacked = table[table["measure"] == "attacked"]
+    radii = attacked.groupby("radius") if len(attacked) else ()
+    panels |= {f"under PGD at {radius:g}/255\n(points)": rows for radius, rows in radii}
+    panels = {label: rows for label, rows in panels.items() if len(rows)}
+    title = f"The comparisons beside clean images ({_seeds(table)}, paired; filled: told apart, Holm-adjusted)"
     height = max(map(len, panels.values()))
-    figure, axes = _figure(table, title, columns=len(panels), size=(11, 0.34 * height + 1.9), sharey=True)
-    for panel, (name, rows) in zip(axes, panels.items(), strict=True):
+    figure, axes = _figure(
+        table, title, columns=len(panels), size=(2.6 * len(panels) + 2.4, 0.34 * height + 2.1), sharey=True
+    )
+    for panel, (label, rows) in zip(axes, panels.items(), strict=True):
         _told(panel, rows)
-        panel.set_xlabel(f"{labels[name]} (points)")
+        panel.set_xlabel(label)
     return figure
 
 
@@ -479,7 +479,7 @@ def switch_effects(table: pd.DataFrame) -> Figure:
     labels = {"top1": "test accuracy (points)", "spearman": "rank correlation with the teacher"}
     labels = {measure: label for measure, label in labels.items() if measure in set(table["measure"])}
     figure, axes = _figure(table, title, columns=len(labels), size=(9, 4.2))
-    names = list(dict.fromkeys(table["arm"]))[1:]  # the first has no teacher and is far off: it would hide the switches
+    names = list(dict.fromkeys(table["arm"]))
     for panel, (measure, label) in zip(axes, labels.items(), strict=True):
         rows = table[table["measure"] == measure].set_index("arm").reindex(names)
         _intervals(panel, names, rows, f"change in {label}")
@@ -602,7 +602,7 @@ def attacks(table: pd.DataFrame) -> Figure:
 
 
 def reliability(table: pd.DataFrame) -> Figure:
-    """Accuracy against confidence in 15 bins (point size and bars: share of the images); a calibrated student is on the diagonal."""
+    """Accuracy against confidence in equal bins (point size and bars: share of the images); a calibrated student is on the diagonal."""
     arms = list(table.groupby("arm", sort=False))
     rows = -(-len(arms) // 6)
     columns = -(-len(arms) // rows)
@@ -611,7 +611,8 @@ def reliability(table: pd.DataFrame) -> Figure:
     figure, axes = _figure(table, title, columns, size, rows, sharex=True, sharey=True)
     for i, (panel, (arm, bins)) in enumerate(zip(axes, arms, strict=False)):
         share = 100 * bins["samples"] / bins["samples"].sum()
-        panel.bar((bins["bin"] - 0.5) / 15 * 100, share, width=100 / 15, color="0.85", edgecolor="0.6", linewidth=0.5)
+        width = 100 / stats.BINS
+        panel.bar((bins["bin"] - 0.5) * width, share, width=width, color="0.85", edgecolor="0.6", linewidth=0.5)
         panel.plot([0, 100], [0, 100], color="0.3", linewidth=1, linestyle="--")
         full = bins[bins["samples"] >= 10]
         panel.plot(full["confidence"], full["top1"], color=COLOURS[0], linewidth=1.2)

@@ -75,6 +75,15 @@ def parsed(text: str) -> Any:
         return text
 
 
+def pairs(texts: list[str]) -> dict[str, str]:
+    """Of --set: "temperature=2" is {"temperature": "2"}. Raises ValueError for what is no key=value."""
+    found = [text.partition("=") for text in texts]
+    for key, equals, _ in found:
+        if not key or not equals:
+            raise ValueError(f"--set takes key=value, not {key!r}")
+    return {key.strip().replace("-", "_"): value.strip() for key, _, value in found}
+
+
 @dataclass(frozen=True, eq=False)
 class Entry:
     """One idea. `facts`: what its kind says beside, such as a corruption's severities; Registry has their defaults."""

@@ -4,7 +4,7 @@ Logits are (N, C), labels (N,); single results are plain floats.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from . import acceleration
 from .data import ImageData, Split
 from .progress import tqdm
+from .stats import BINS
 
 Key = TypeVar("Key", bound=Hashable)
 BATCH_SIZES = {"cpu": 64, "cuda": 1024}  # on a CPU, 256 images at once take 1.5 times as long as four times 64
-BINS = 15
 TEMPERATURES = (0.05, 20.0)
 
 
@@ -37,15 +37,14 @@ def predict(
     model: nn.Module,
     split: Split,
     data: ImageData,
-    transform: Callable[[Tensor], Tensor] | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
-    """The model's logits (N, C) for a split, in float32, on the split's device. `transform` is applied to each normalised batch.
+    """The model's logits (N, C) for a split, in float32, on the split's device.
 
     The model's own mode holds: a model in training mode normalises with the batch's statistics.
     """
     batches = normalized(split, data, batch_size)
-    return torch.cat([model(images if transform is None else transform(images)).float() for images in batches])
+    return torch.cat([model(images).float() for images in batches])
 
 
 def predict_all(
@@ -123,7 +122,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x)
 
 
-def reliability_table(logits: Tensor, labels: Tensor, bins: int = 10) -> list[dict]:
+def reliability_table(logits: Tensor, labels: Tensor, bins: int = BINS) -> list[dict]:
     """A row for each equal bin of confidence that holds samples.
 
     `bin`, 1 to `bins`; `confidence` and `accuracy`, the means of its samples, as shares; `samples`, how many.
@@ -139,7 +138,7 @@ def reliability_table(logits: Tensor, labels: Tensor, bins: int = 10) -> list[di
     return rows
 
 
-def ambiguity_bins(teacher_logits: Tensor, bins: int = 5) -> Tensor:
+def ambiguity_bins(teacher_logits: Tensor, bins: int) -> Tensor:
     """(N,) int64: the quantile, of `bins`, of the teacher's entropy; 0 is the surest.
 
     The bins' sizes differ by at most one. Of equal entropies, the earlier sample counts as the surer.

@@ -125,21 +125,24 @@ class Study:
     def caption(self, images: ImageData) -> str:
         """What every figure of the study says below its title: what its numbers rest on."""
         teacher, student = self.teacher.model.name, self.first.model.name
+        epochs, taught = _epochs(self.first), []
         if self.teacher.checkpoint:
             tested = teacher_run(self, images).result["last_top1"]
-            teacher += f" (weights from {Path(self.teacher.checkpoint).name}, {tested:.2f} %)"
+            taught.append(f"weights from {Path(self.teacher.checkpoint).name}, {tested:.2f} %")
+        else:
+            count = self.teacher.data.train_images
+            if count != self.first.data.train_images:
+                taught.append(f"of {count:,} images" if count else "of all images")
+            if _epochs(self.teacher) != epochs:
+                taught.append(_epochs(self.teacher))
+        teacher += f" ({', '.join(taught)})" if taught else ""
         classes = f" ({images.num_classes} of {images.of_classes} classes)" if images.of_classes else ""
         kept = f", {len(images.validation):,} validation" if images.validation else ""
-        epochs = [_epochs(config) for config in (self.teacher, self.first)]
-        own = "" if epochs[0] == epochs[1] else f", students {epochs[1]}"
-        taught = self.teacher.data.train_images
-        if taught != self.first.data.train_images and not self.teacher.checkpoint:
-            teacher += f" (of {taught:,} images)" if taught else " (of all images)"
         chosen = {(config.precision, config.machine.precision) for config in self.arms.values()}
         half = "; in bfloat16" if chosen == {("bfloat16", "auto")} else ""  # what was asked for is in `said`
         return (
             f"{images.name}{classes}, {len(images.train):,} training{kept} and {len(images.test):,} test images of "
-            f"{images.image_size} px; {epochs[0]}; {teacher} teaches {student}{own}{self._label_noise}{half}{self.said}"
+            f"{images.image_size} px; {epochs}; {teacher} teaches {student}{self._label_noise}{half}{self.said}"
         )
 
     @property
@@ -200,7 +203,7 @@ def study(profile: str = "quick", **settings) -> Study:
     design = Design().with_options(**{name: given.pop(name) for name in list(given) if name in Design()})
     asked = {name: given.pop(name) for name in list(given) if name in Tests()}
     tests = Tests().with_options(**chosen.tests | asked)
-    for path in [design.load] if isinstance(design.load, str | Path) else design.load or ():
+    for path in [design.load] if isinstance(design.load, str) else design.load or ():
         entries.load(path)
     for choose, names in (
         (robustness.chosen_corruptions, tests.corruptions),
@@ -215,16 +218,21 @@ def study(profile: str = "quick", **settings) -> Study:
     usual = chosen.settings if dataset == chosen.dataset else {}
     under = dict(usual) | given
     taught, used = _teacher(TeacherConfig.of(teacher, checkpoint=design.teacher_checkpoint, **base), under)
+    for key, why in taught.idle(key.removeprefix("teacher.") for key in given if key.startswith("teacher.")).items():
+        raise ValueError(f"teacher.{key} acts on nothing: {why}")
     specified = _specified(design.arms, chosen)
     configs = [_configure(spec, student, taught, base, under, design.fidelity, used) for _, spec, _ in specified]
     for key in given:
         if key not in used:
             raise ValueError(unknown_setting(key, configs, (*Design().options, *Tests().options)))
     arms = dict(zip(_labels([label for label, _, _ in specified], configs), configs, strict=True))
+    for label, config in arms.items():
+        if config.teacher != taught:
+            raise ValueError(f"the arm {label!r} has a teacher of its own: the arms of a study share one")
     seeds, seeds_of = _seeds(design.seeds, chosen, arms)
     return Study(
         name=_name(profile, design, given | _acting(tests, chosen), configs),
-        teacher=configs[0].teacher,
+        teacher=taught,
         arms=arms,
         seeds=seeds,
         seeds_of=seeds_of,
@@ -247,7 +255,8 @@ def ablation(of: Study) -> Study:
     arms = {"cross-entropy": "ce"} | switched()
     profile, settings = of.made_of
     made = variant(of, **dict(PROFILES[profile].ablation) | settings | {"arms": arms})
-    return replace(made, said=f"{of.said}; R2KD with cutmixpick, pruned teacher")
+    pairs = tuple((arm, "released") for arm in switched() if arm != "released")
+    return replace(made, comparisons=pairs, said=f"{of.said}; R2KD with cutmixpick, pruned teacher")
 
 
 def search(of: Study) -> Study:
@@ -299,7 +308,7 @@ def in_minutes(of: Study, **settings) -> Study:
     profile, given = of.made_of
     if PROFILES[profile].fresh:
         return variant(of, **settings)
-    places = {name: value for name, value in given.items() if name in (*PLACES, "figures_root") and name != "dataset"}
+    places = {name: value for name, value in given.items() if name in (*PLACES, "figures_root")}
     return study("quick", **places | settings)
 
 
@@ -358,8 +367,6 @@ def _configure(
 
     What is given of the pruning is for the arms that prune: KD's teacher stays dense.
     """
-    if isinstance(spec, DistillConfig):
-        return spec if spec.teacher else replace(spec, teacher=teacher)
     own = {"method": spec}
     if isinstance(spec, str | Mapping):
         own = _parsed(spec) if isinstance(spec, str) else dict(spec)
@@ -537,6 +544,7 @@ def run_students(study: Study, images: ImageData, weights: bool = True) -> list[
     """
     recorded = {} if weights or study.fresh else records.under(*study.roots)
     wanted, opened = _wanted(study, images)
+    under = study.protocol(images)
     order = [student.run.address for students in wanted.values() for student in students]
     trained: dict[int, list[Student]] = {}
     tested: set[int] = set()
@@ -559,7 +567,7 @@ def run_students(study: Study, images: ImageData, weights: bool = True) -> list[
                     move(seed)
                 while unwritten and unwritten[0] in trained:
                     records.write(study.figures, [(s.arm, s.run) for s in trained[unwritten.pop(0)]])
-                rows = _test(study, images, trained[seed], order, wait)
+                rows = _test(study, images, trained[seed], under, order, wait)
                 if all(student.run.address in rows for student in trained[seed]):
                     tested.add(seed)
     finished = [student for seed in wanted for student in trained[seed]]
@@ -615,17 +623,24 @@ def _run_seed(
 
 
 def _test(
-    study: Study, images: ImageData, students: Iterable[Student], order: Sequence[str] = (), wait: bool = True
+    study: Study, images: ImageData, students: Iterable[Student], under: robustness.Protocol, *how: Any
 ) -> dict[str, list[dict[str, Any]]]:
-    """The rows of robustness.test by the run's address; what is not in the records is measured, with the teacher at hand."""
     wanted = [_tested(student.arm, student.config, student.run, images) for student in students]
-    return test_rows(study, images, wanted, order, wait)
+    return test_rows(study, images, wanted, under, *how)
 
 
 def test_rows(
-    study: Study, images: ImageData, wanted: list[robustness.Subject], order: Sequence[str] = (), wait: bool = True
+    study: Study,
+    images: ImageData,
+    wanted: list[robustness.Subject],
+    under: robustness.Protocol,
+    order: Sequence[str] = (),
+    wait: bool = True,
 ) -> dict[str, list[dict[str, Any]]]:
-    under = study.protocol(images)
+    """The rows of robustness.test by the run's address; what is not in the records is measured, with the teacher at hand.
+
+    under: `Study.protocol`, which opens the teacher's images.
+    """
     if not (under.corruptions or under.attacks):
         return {}
     places = {"folder": study.figures, "roots": study.roots, "order": order, "wait": wait}
@@ -651,17 +666,18 @@ def tests_table(study: Study, images: ImageData, students: Iterable[Student]) ->
     A student of whose tests there is neither a record nor weights has no row; without corruptions and attacks, none has.
     """
     students = list(students)
-    found = _test(study, images, students)
+    found = _test(study, images, students, study.protocol(images))
     tables = [pd.DataFrame(found[s.run.address]).assign(**s.columns) for s in students if s.run.address in found]
     columns = [*ARM, "seed", "test", "name", "level", *robustness.MEASURES]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
-def sources(students: Iterable[Student]) -> str:
-    """What a caption adds where not all students were trained here."""
+def sources(study: Study, students: Iterable[Student]) -> str:
+    """What a caption adds where some of a study's students are not there yet, or not all of them were trained here."""
     sources = [student.run.source for student in students]
-    recorded = sources.count("record")
-    return f"; {recorded} of {len(sources)} runs from their records" if recorded else ""
+    wanted, recorded = sum(len(study.students(seed)) for seed in study.seeds), sources.count("record")
+    there = f"; {len(sources)} of the study's {wanted} students so far" if len(sources) < wanted else ""
+    return there + (f"; {recorded} students from their records" if recorded else "")
 
 
 def arms_table(study: Study) -> pd.DataFrame:
@@ -680,13 +696,13 @@ def arms_table(study: Study) -> pd.DataFrame:
 def results_table(students: Iterable[Student]) -> pd.DataFrame:
     """A row a run: arm, seed, the last and the best epoch's test accuracy in percent, which epoch was best, and its source.
 
-    With validation images also chosen_top1, chosen_epoch and validation_top1, of the epoch that they chose.
+    With validation images also chosen_top1, chosen_epoch and validation_top1, of the epoch that they chose, and
+    last_validation_top1.
     """
     rows = []
     for student in students:
-        names = ("last_top1", "best_top1", "best_epoch", "chosen_top1", "chosen_epoch", "validation_top1")
         result = student.run.result
-        kept = {name: result[name] for name in names if name in result}
+        kept = {name: result[name] for name in runs.ACCURACIES if name in result}
         rows.append(student.columns | kept | {"source": student.run.source})
     return pd.DataFrame(rows)
 

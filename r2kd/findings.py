@@ -4,26 +4,30 @@
 family of verdicts is one table, Holm-adjusted in it; see stats.judged.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from . import records, stats
-from .augmentation import AUGMENTATIONS
+from .augmentation import AUGMENTATIONS, PICKED
 from .experiments import Study
 from .profiles import CHANGES, GRID, PULLS, setting, subsets
 from .tested import ARM
 
+RADII = (0.5, 1, 2)  # in 1/255, of the attack that comparisons are made under: beyond them all are near 0
+
 
 def grid_arms(study: Study) -> dict[tuple[str, str], str]:
     """(method's label, view) -> arm, of the arms that differ in method and view alone: no option turned, the dense teacher."""
-    found = {}
+    found, functions = {}, {}
     for arm, config in study.arms.items():
         plain = not (config.method.changed or config.view.changed or config.pruned)
-        usual = config.recipe == study.first.recipe and all(
-            config.method[name] == value for name, value in config.method.entry.usual.items()
-        )
-        if config.taught and plain and usual and config.view.name in GRID:
+        usual = all(config.method[name] == value for name, value in config.method.entry.usual.items())
+        alike = config == replace(study.first, method=config.method, view=config.view, pruning=config.pruning)
+        # two functions may have one label: lambdas
+        same = functions.setdefault(config.method.label, config.method.entry.function) is config.method.entry.function
+        if config.taught and plain and usual and alike and same and config.view.name in GRID:
             found.setdefault((config.method.label, config.view.name), arm)
     views = pd.Series([method for method, _ in found], dtype=object).value_counts()
     return {(method, view): arm for (method, view), arm in found.items() if views[method] > 1}
@@ -92,15 +96,15 @@ def weights(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd
 def searched(results: pd.DataFrame) -> pd.DataFrame:
     """The settings that were searched, the best mean on the validation images first: arm, method, pruned, mean, half_width, n, each.
 
-    Raises ValueError where no student is there.
+    Of the last epoch, which is what the confirmation reads. Raises ValueError where no student is there.
     """
     if results.empty:
         raise ValueError("no student of the search is trained or recorded yet: run it without --recorded")
-    table = stats.mean_interval(results, ARM, "validation_top1")
+    table = stats.mean_interval(results, ARM, "last_validation_top1")
     return table.sort_values("mean", ascending=False, kind="stable", ignore_index=True)
 
 
-def searched_changes(results: pd.DataFrame, value: str = "validation_top1") -> pd.DataFrame:
+def searched_changes(results: pd.DataFrame, value: str = "last_validation_top1") -> pd.DataFrame:
     """What each of profiles.CHANGES adds, the mean over the settings of the others, paired by seed: arm (the change), mean,
     half_width, n, each."""
     wide, rows = results.pivot_table(index="seed", columns="arm", values=value), []
@@ -112,25 +116,53 @@ def searched_changes(results: pd.DataFrame, value: str = "validation_top1") -> p
     return stats.mean_interval(pd.concat(rows), ["arm"], "difference")
 
 
+def twice(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.DataFrame:
+    """What chance alone does to a paired difference: a distance with the same view drawn twice, as cutmixpick minus cutmix.
+
+    As released cutmixpick keeps every image of a batch of up to 64: it is cutmix with draws of its own. arm (the method), mean,
+    half_width, n, each; empty where the grid does not have both, or picks.
+    """
+    arms, rows = grid_arms(study), []
+    for method in dict.fromkeys(method for method, _ in arms):
+        mixed, picked = (arms.get((method, view)) for view in ("cutmix", "cutmixpick"))
+        if mixed and picked and study.arms[picked]["pick"] == "before" and study.first.recipe.batch_size <= PICKED:
+            rows.append(stats.paired_difference(results, picked, mixed, value).assign(arm=method))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["arm", "mean", "half_width", "n"])
+
+
 def comparisons(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.DataFrame:
-    """The comparisons that the study was designed for, one family; see stats.compared."""
+    """The study's comparisons, one family; see stats.compared."""
     return stats.compared(results, study.comparisons, value)
+
+
+def switch_effects(of: Study, results: pd.DataFrame, value: str) -> pd.DataFrame:
+    """What each switch of experiments.ablation changes in `value`, top1 or another, against "released": its comparisons, one family.
+
+    The switch `reported` trains nothing and has no verdict: of "top1" its row is the released arm's last minus its best epoch.
+    """
+    table = comparisons(of, results, value)
+    if value == "top1":
+        released = results[results["arm"] == "released"]
+        reported = released.assign(arm="reported: last", lost=released["top1"] - released["best_top1"])
+        reported = stats.mean_interval(reported, ["arm"], "lost").assign(verdict="the same students")
+        table = pd.concat([table, reported], ignore_index=True)
+    return table
 
 
 def robust_comparisons(study: Study, summary: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
     """The same comparisons, a family for each measure: corrupted, residual (at equal clean accuracy) and attacked, in points.
 
-    summary: tested.summary. attacked: under the strongest attack that there is, at its smallest radius above 0.
+    summary: tested.summary. attacked: under PGD in the cube at each of RADII, one family; `radius` says which.
     """
-    rows = tests[(tests["test"] == "attack") & (tests["level"] > 0)]
-    tables = {"corrupted": summary, "residual": summary}
-    if len(rows):
-        first = rows.groupby("name", sort=False)["level"].transform("min")
-        weakest = rows[rows["level"] == first].groupby("name", sort=False)["top1"].mean().idxmin()
-        attacked = rows[(rows["name"] == weakest) & (rows["level"] == first)]
-        tables["attacked"] = attacked.rename(columns={"top1": "attacked"}).assign(attack=weakest)
-    found = [comparisons(study, table, name).assign(measure=name) for name, table in tables.items() if len(table)]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["arm", "other", "measure"])
+    tables = [
+        comparisons(study, summary, name).assign(measure=name) for name in ("corrupted", "residual") if len(summary)
+    ]
+    rows = tests[(tests["test"] == "attack") & (tests["name"] == "pgd") & tests["level"].isin(RADII)]
+    attacked = [comparisons(study, at, "top1").assign(radius=radius) for radius, at in rows.groupby("level")]
+    if attacked:
+        family = len(attacked) * len(study.comparisons)
+        tables.append(stats.judged(pd.concat(attacked, ignore_index=True), family=family).assign(measure="attacked"))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["arm", "other", "measure"])
 
 
 def measures(results: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:

@@ -11,8 +11,9 @@ IN_FULL = ("students", "comparisons", "switch_effects")  # the tables that stand
 HEAD = """# Figures
 
 Written by `python run_all.py --figures-only` from the tables beside the figures, and held to them by a test. Below each figure: how it is
-read, and *what one sees*, computed from its table. Error bars are 95 % *t*-intervals over seeds unless a figure says otherwise; "told apart" is
-Holm-adjusted over the family of the figure. Sentences without that word order means, and means may be the same.
+read, and *what one sees*, computed from its table. Error bars are 95 % *t*-intervals over seeds unless a figure says otherwise; "told apart",
+"above" and "below" are Holm-adjusted over a family: the figure, or, where its panels are of different measures, each measure. Other sentences only
+put means in their order, of three seeds or more where there are such; means in an order may be the same.
 
 The losses, between the softened answers $p = \\mathrm{softmax}(z / T)$ of student and teacher, for $B$ images and $C$ classes:
 

@@ -177,9 +177,11 @@ class Design(Part):
     student: Any = setting(None, "the student's model, in place of a pair's")
     teacher_checkpoint: str | None = setting(None, "weights of the teacher, in place of training it")
     seeds: int | tuple[int, ...] | None = setting(None, "how many, or which")
-    arms: Any = setting(None, '"ce; kd; r2kd:temperature=2 cutmix"; with + before it beside those of the profile')
+    arms: str | tuple | dict | None = setting(
+        None, '"ce; kd; r2kd:temperature=2 cutmix"; with + before it beside those of the profile'
+    )
     fidelity: Literal["released", "intended"] = setting("released", "the switches of notebook 04, all at once")
-    load: Any = setting(None, "a Python file with entries of your own", acts=False)
+    load: str | tuple | None = setting(None, "a Python file with entries of your own", acts=False)
     fresh: bool | None = setting(None, "train what there is only a record of", acts=False)
     recorded: bool = setting(False, "train nothing: leave out students that have neither run nor record", acts=False)
     figures_root: str | None = setting(

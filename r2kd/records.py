@@ -19,7 +19,7 @@ from .runs import Run
 NAME = "records.csv"
 KEPT = ".pt.xz"
 _FLOATS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 2}]  # four bytes a number
-_NUMBERS = ("last_top1", "best_top1", "best_epoch", "last_loss")
+_NUMBERS = ("last_top1", "best_top1", "best_epoch", "last_loss", "weights")  # the last of what was tested
 
 
 def read(paths: Iterable[Path]) -> dict[str, dict]:
@@ -138,7 +138,7 @@ def _say(path: Path, apart: list[tuple[dict, dict]], kept: str) -> None:
     if not apart:
         return
     first, more = _differing(*apart[0]), ""
-    if len(apart) > 1:
+    if len(apart) > 1 and "last_top1" in apart[0][0]:
         points = [new["last_top1"] - old["last_top1"] for old, new in apart]
         mean, most = sum(points) / len(points), max(points, key=abs)
         more = f", and {len(apart) - 1} more; {mean:+.2f} points on average, {most:+.2f} at most"
@@ -146,5 +146,7 @@ def _say(path: Path, apart: list[tuple[dict, dict]], kept: str) -> None:
 
 
 def _differing(row: dict, other: dict) -> str:
+    if "last_top1" not in row:
+        return f"{row['address']} was tested with two sets of weights"
     numbers = " and ".join(f"{r['last_top1']:.2f} % ({r.get('device')}, {r.get('commit')})" for r in (row, other))
     return f"{row['address']} is {numbers}"

@@ -242,7 +242,7 @@ def _calibration(model: nn.Module, images: ImageData, test_logits: Tensor) -> li
     logits = measured.images
     rows = [_row("calibration", "before", 1.0, logits, measured.labels)]
     rows.append(_row("calibration", "after", temperature, logits / temperature, measured.labels))
-    for found in evaluation.reliability_table(logits, measured.labels, evaluation.BINS):
+    for found in evaluation.reliability_table(logits, measured.labels):
         figures = {"n": found["samples"], "top1": 100 * found["accuracy"], "confidence": 100 * found["confidence"]}
         rows.append({"test": "reliability", "name": "bin", "level": found["bin"]} | figures)
     return rows
@@ -302,10 +302,11 @@ def test(
     records are to stand.
     """
     wanted, known = list(wanted), _known(roots)
-    keys = {model: (f"{model.address}@{under.address}", model.weights) for model in wanted}
+    here, whole = under.address, under.whole.address  # each digests what all its entries compute
+    keys = {model: (f"{model.address}@{here}", model.weights) for model in wanted}
     for model, key in keys.items():
         if model.weights is None and key not in known:
-            keys[model] = (f"{model.address}@{under.whole.address}", None)
+            keys[model] = (f"{model.address}@{whole}", None)
 
     def left() -> dict[Path, Subject]:
         missing = [model for model, key in keys.items() if model.weights and key not in known]

@@ -227,8 +227,9 @@ class Run:
         self.finish(last, None, record.result | {"epochs": len(record.metrics)})
 
 
-RESULTS = ("last_top1", "best_top1", "best_epoch", "chosen_top1", "chosen_epoch", "validation_top1")
-RESULTS += ("last_top5", "last_loss", "seconds")
+ACCURACIES = ("last_top1", "best_top1", "best_epoch", "chosen_top1", "chosen_epoch", "validation_top1")
+ACCURACIES += ("last_validation_top1",)
+RESULTS = (*ACCURACIES, "last_top5", "last_loss", "seconds")
 MACHINE = ("device", "precision", "threads", "torch", "started", "commit")
 WEIGHTS = ("last", "best")
 _PATHS = {"dataset", "teacher.dataset", "checkpoint", "teacher.checkpoint"}

@@ -5,14 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+BINS = 15  # of confidence, from 0 to 1: of a calibration error and of a reliability diagram
+
 
 def mean_interval(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
     """Over each group of rows: `mean`, `half_width` of the 95 % t-interval of the mean, `n`, `each`; the groups in their order.
 
     The interval is over training seeds, on one training set and one teacher. n = 1 has none (NaN). each: the n values, as words.
+    Raises ValueError for two rows of one group and seed: n counts seeds.
     """
     from scipy import stats  # so that a machine that only trains does without
 
+    if "seed" in table and table.duplicated(once := [*by, "seed"]).any():
+        raise ValueError(f"several rows of one {' and '.join(once)}: average them first")
     groups = table.groupby(by, sort=False, dropna=False)[value]
     each = lambda values: " ".join(f"{found:.6g}" for found in values.dropna())  # noqa: E731
     summary = groups.agg(mean="mean", deviation="std", n="count", each=each).reset_index()
@@ -54,13 +59,10 @@ def paired_differences(table: pd.DataFrame, reference: str, value: str, by: Sequ
     """A row for each arm but the reference and each group of `by`: arm, *by, and mean, half_width, n, each of a difference.
 
     The difference is `value` of the arm minus that of the reference, seed by seed; an arm without a common seed has no
-    row. Raises ValueError for a reference that is not there, and for two rows of one arm, seed and group: n counts
-    seeds.
+    row. Raises ValueError for a reference that is not there, and for two rows of one arm, group and seed.
     """
     _check_arm(table, reference)
     by = list(by)
-    if table.duplicated(["arm", "seed", *by]).any():
-        raise ValueError(f"several rows of one arm and seed{' and '.join(['', *by])}: average them first")
     is_reference = table["arm"] == reference
     subtracted = table.loc[is_reference, [*by, "seed", value]].rename(columns={value: "subtracted"})
     pairs = table[~is_reference].merge(subtracted, on=[*by, "seed"])
@@ -150,34 +152,6 @@ def at_equal_clean(summary: pd.DataFrame, value: str = "corrupted") -> pd.DataFr
     return summary.assign(residual=summary[value] - (slope * summary["clean"] + intercept), slope=slope)
 
 
-def switch_effects(table: pd.DataFrame, value: str) -> pd.DataFrame:
-    """What each arm of the ablation changes in `value`, by seed: mean, half_width, n of arm minus "released", and a verdict.
-
-    `table`: a row a run, with the columns arm, seed, top1, best_top1 and `value`. The switch `reported` trains nothing: of
-    "top1" its row is the released arm's last minus its best epoch.
-    """
-    wide = table.pivot_table(index="seed", columns="arm", values=value, sort=False)
-    changed = wide.drop(columns="released").sub(wide["released"], axis=0)
-    if value == "top1":
-        released = table[table["arm"] == "released"].set_index("seed")
-        changed.insert(len(changed.columns) - 1, "reported: last", released["top1"] - released["best_top1"])
-    long = changed.melt(var_name="arm", value_name="difference", ignore_index=False).reset_index()
-    effects = mean_interval(long, ["arm"], "difference")
-    effects["verdict"] = [verdict(*row) for row in zip(effects["mean"], effects["half_width"], strict=True)]
-    same = (effects["arm"] == "reported: last") & (effects["verdict"] == "hurts")
-    effects.loc[same, "verdict"] = "a lower number for the same students"
-    return effects
-
-
-def verdict(mean: float, half_width: float) -> str:
-    """In words, of a difference where more is better and its interval."""
-    if half_width != half_width:  # NaN
-        return "one seed, no interval"
-    if abs(mean) <= half_width:
-        return "no difference we can see at this scale"
-    return "helps" if mean > 0 else "hurts"
-
-
 def compared(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], value: str) -> pd.DataFrame:
     """A row a pair of arms: arm, other, mean, half_width, n, each of `value` of the arm minus that of the other, paired by seed.
 
@@ -203,10 +177,9 @@ def judged(table: pd.DataFrame, level: float = 0.05, family: int = 0) -> pd.Data
 
     if table.empty:
         return table.assign(p=[], p_holm=[], verdict=[])
-    freedom = (table["n"].astype(int) - 1).clip(lower=1)
-    deviations = table["half_width"] / stats.t.ppf(0.975, freedom)
+    errors = deviations(table) / table["n"] ** 0.5
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * stats.t.sf((table["mean"].abs() / deviations).astype(float), freedom)
+        p = 2 * stats.t.sf((table["mean"].abs() / errors).astype(float), (table["n"].astype(int) - 1).clip(lower=1))
     p = pd.Series(np.where(table["mean"] == 0, 1.0, p), index=table.index).where(table["half_width"].notna())
     order = p.dropna().sort_values(kind="stable")
     adjusted = (order * (max(family, len(order)) - np.arange(len(order)))).cummax().clip(upper=1)
@@ -216,8 +189,16 @@ def judged(table: pd.DataFrame, level: float = 0.05, family: int = 0) -> pd.Data
     return told.assign(verdict=np.where(told["p_holm"].isna() | (told["n"] < 3), "too few seeds", verdicts))
 
 
-def detectable(deviation: float, n: int, power: float = 0.8) -> float:
-    """The true mean difference that a two-sided paired t-test at 5 % finds with this power, from n pairs.
+def deviations(table: pd.DataFrame) -> pd.Series:
+    """The standard deviation between seeds, of each row with a half_width of its 95 % t-interval and n; NaN of one seed."""
+    from scipy import stats  # so that a machine that only trains does without
+
+    freedom = (table["n"].astype(int) - 1).clip(lower=1)
+    return table["half_width"] * table["n"] ** 0.5 / stats.t.ppf(0.975, freedom)
+
+
+def detectable(deviation: float, n: int, power: float = 0.8, level: float = 0.05) -> float:
+    """The true mean difference that a two-sided paired t-test at this level finds with this power, from n pairs.
 
     `deviation`: the standard deviation of the paired differences, of which the result has the unit. Raises ValueError for n < 3.
     """
@@ -225,6 +206,6 @@ def detectable(deviation: float, n: int, power: float = 0.8) -> float:
 
     if n < 3:
         raise ValueError(f"the power of a paired test takes three pairs at least, not {n}")
-    quantile = stats.t.ppf(0.975, n - 1)
+    quantile = stats.t.ppf(1 - level / 2, n - 1)
     missing = lambda shift: stats.nct.sf(quantile, n - 1, shift) - power  # noqa: E731
     return deviation * optimize.brentq(missing, 0, 3 * quantile + 2) / n**0.5

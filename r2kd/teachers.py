@@ -65,7 +65,8 @@ def pruned_teachers(
     the mean over corruptions and severities.
     """
     corruptions_alone = replace(study, tests=study.tests.with_options(attacks="none"))
-    if not corruptions_alone.protocol(images).corruptions:
+    under = corruptions_alone.protocol(images)
+    if not under.corruptions:
         return pd.DataFrame()
     run = study.teacher.run(study.teacher_images(images))
     kinds = [("dense", 0.0), *((kind, rate) for kind in ("pruned", "mixed") for rate in rates)]
@@ -78,7 +79,7 @@ def pruned_teachers(
             robustness.Subject(address, weights, partial(make, *of), {"arm": f"teacher, {of[0]}"})
             for address, of in about.items()
         ]
-        return experiments.test_rows(corruptions_alone, images, wanted)
+        return experiments.test_rows(corruptions_alone, images, wanted, under)
 
     rows = {} if (study.fresh or run.finished) and not study.recorded else found(None)
     if len(rows) < len(about) and not study.recorded:

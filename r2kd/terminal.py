@@ -1,5 +1,7 @@
 """What a program owes the terminal that it was started in: no text that cannot be printed, no traceback for a signal."""
 
+import argparse
+import difflib
 import os
 import signal
 import sys
@@ -28,6 +30,26 @@ def prepare() -> None:
 def raise_interrupt() -> None:
     """SIGTERM is as good as Ctrl-C: from here on both are a KeyboardInterrupt."""
     _at_stops(signal.default_int_handler)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says wrong use in one line, with the option that was meant; no option is taken by its beginning, and none is empty."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1)
+            self.error(f"unknown option {unknown[0]}" + (f": {near[0]} is meant?" if near else ""))
+        for name, value in vars(found).items():
+            if "" in (value if isinstance(value, list) else [value]):
+                self.error(f"--{name.rpartition('.')[2].replace('_', '-')} is empty")
+        return found, unknown
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: {message} (all options: {self.prog} --help)\n")
 
 
 def run(main: Callable[[], int]) -> int:

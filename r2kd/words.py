@@ -10,9 +10,14 @@ from pathlib import Path
 import pandas as pd
 
 from . import stats, tables
-from .profiles import MATCHED
+from .profiles import MATCHED, ONE_VIEW
 
-MEASURED = {"corrupted": "Under corruption", "residual": "At equal clean accuracy", "attacked": "Under attack"}
+MEASURED = {
+    "corrupted": "Under corruption",
+    "residual": "Beyond what clean accuracy explains",
+    "attacked": "Under PGD",
+}
+JUDGED = {"higher": "supported", "lower": "contradicted", "not told apart": "not told apart from 0"}
 TELLS = {
     "higher": "is above",
     "lower": "is below",
@@ -51,8 +56,9 @@ def value(row: pd.Series, unit: str = " %", digits: int = 1) -> str:
 
 
 def _ends(table: pd.DataFrame, unit: str = " %", digits: int = 1) -> str:
-    """The arms with the highest and the lowest mean; the arm, where there is one."""
+    """The arms with the highest and the lowest mean, of three seeds or more where there are such; the arm, where there is one."""
     table = table.dropna(subset="mean")
+    table = table[table["n"] >= min(3, table["n"].max())]
     if table.empty:
         return "not measured"
     if len(table) == 1:
@@ -62,9 +68,9 @@ def _ends(table: pd.DataFrame, unit: str = " %", digits: int = 1) -> str:
 
 
 def _beyond(table: pd.DataFrame) -> str:
-    """How many differences have an interval without 0."""
+    """How many of the differences that have an interval have one without 0."""
     apart = table["mean"].abs() > table["half_width"]
-    return f"{int(apart.sum())} of {len(table)} intervals leave out 0 (unadjusted)"
+    return f"{int(apart.sum())} of {table['half_width'].notna().sum()} intervals leave out 0 (unadjusted)"
 
 
 def pruning_accuracy(table: pd.DataFrame) -> str:
@@ -129,10 +135,11 @@ def students(table: pd.DataFrame) -> str:
 
 def training_curves(table: pd.DataFrame) -> str:
     wide = table.pivot(index="epoch", columns="arm", values="mean")
-    drops = stats.numbers(table["drops"].iloc[0])
-    settled = wide[wide.index > max(drop for drop in drops if drop < wide.index.max())] if len(wide) > 1 else wide
+    last = max((drop for drop in stats.numbers(table["drops"].iloc[0]) if drop < wide.index.max()), default=0)
+    settled = wide[wide.index > last]
     moved = (settled.max() - settled.min()).max()
-    return f"After the last drop of the learning rate each student's mean stays within {moved:.1f} points."
+    since = "After the last drop of the learning rate" if last else "From the first test on"
+    return f"{since} the mean of each student drawn stays within {moved:.1f} points."
 
 
 def grid(table: pd.DataFrame) -> str:
@@ -145,13 +152,26 @@ def comparisons(table: pd.DataFrame) -> str:
         for _, row in table.iterrows()
         if row["verdict"] in ("higher", "lower")
     ]
-    rest = f"{len(table) - len(told)} of {len(table)} pairs are not told apart"
-    return f"{'; '.join(told)}; {rest}." if told else f"{rest}."
+    counts = table["verdict"].value_counts()
+    for verdict, said in (("not told apart", "not told apart"), ("too few seeds", "of too few seeds")):
+        if count := counts.get(verdict, 0):
+            told.append(f"{count} of {len(table)} pairs {'is' if count == 1 else 'are'} {said}")
+    return f"{'; '.join(told)}."
+
+
+def measured(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each measure of `robust_comparisons`, by what it is called; of an attack those of each radius."""
+    parts = {}
+    for name, rows in table.groupby("measure", sort=False):
+        if name == "attacked":
+            parts |= {f"{MEASURED[name]} at {radius:g}/255": at for radius, at in rows.groupby("radius")}
+        else:
+            parts[MEASURED[name]] = rows
+    return parts
 
 
 def robust_comparisons(table: pd.DataFrame) -> str:
-    parts = table.groupby("measure", sort=False)
-    return " ".join(f"{MEASURED[name]}: {comparisons(rows)}" for name, rows in parts)
+    return " ".join(f"{name}: {comparisons(rows)}" for name, rows in measured(table).items())
 
 
 def search(table: pd.DataFrame) -> str:
@@ -191,11 +211,14 @@ def answer_spread_gain(table: pd.DataFrame) -> str:
     """Whether the views of a lower spread are those that add more: rank correlations, and how often chance alone gives as much."""
     said = []
     for method, rows in table.groupby("method", sort=False):
-        if len(rows) < 3:
+        if len(rows) < 5:  # of four views no order has a p below 0.05
             continue
         found, p = rows["rank_correlation"].iloc[0], _chance(rows)
         said.append(f"{method}: rank correlation {found:+.2f} over {len(rows)} views (p = {p:.2f})")
-    return f"Spread against gain: {'; '.join(said) or 'too few views to say'}. The claim is a negative one."
+    return (
+        f"Spread against gain: {'; '.join(said) or 'too few views to say'}. Claimed is a negative one: the lower the spread, the better "
+        "the students."
+    )
 
 
 def _chance(rows: pd.DataFrame) -> float:
@@ -219,8 +242,9 @@ def robustness_students(table: pd.DataFrame) -> str:
     of = {name: rows.dropna(subset="mean") for name, rows in table.groupby("measure", sort=False)}
     said = f"Mean accuracy under corruption: {_ends(of['corrupted'])}."
     if len(of.get("residual", ())):
-        beyond = int((of["residual"]["mean"].abs() > of["residual"]["half_width"]).sum())
-        said += f" Beyond what clean accuracy explains, {beyond} of {len(of['residual'])} students lie off 0 by more than their interval."
+        known = of["residual"].dropna(subset="half_width")
+        beyond = int((known["mean"].abs() > known["half_width"]).sum())
+        said += f" Beyond what clean accuracy explains, {beyond} of {len(known)} students lie off 0 by more than their interval."
     return said
 
 
@@ -311,52 +335,67 @@ def compared(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def abstract(comparisons: pd.DataFrame, robust: pd.DataFrame, grid: pd.DataFrame) -> list[str]:
-    """Three sentences: what of the paper's abstract the study's tables support, clean and corrupted, and what they contradict."""
-    distance, pruned = ("R2KD cutmixpick", "KD cutmixpick"), ("R2KD, released", "R2KD cutmixpick")
-    whole = ("R2KD, released", "KD cutmixpick")
+def abstract(comparisons: pd.DataFrame, robust: pd.DataFrame, grid: pd.DataFrame) -> str:
+    """A list in Markdown: what the study's tables support of the paper's abstract, what they contradict, and what they say beyond it."""
     large, small = MATCHED
-    of = dict(tuple(robust.groupby("measure")))
-    beyond = [
-        f"{MEASURED[name][0].lower()}{MEASURED[name][1:]} {_claim(of[name], *whole)}" for name in MEASURED if name in of
-    ]
-    return [
-        f"Clean: correlation distance in place of KL divergence, under the same augmentation, each at its own weight, "
-        f"{_claim(comparisons, *distance)}; at weights that give gradients of about one size {_claim(comparisons, *large)} where both are "
-        f"large, and {_claim(comparisons, *small)} where both are small; the pruned teacher in the mixture {_claim(comparisons, *pruned)}.",
-        "That augmentation hurts KL divergence and helps correlation distance: "
-        f"{' '.join(views(grid)) or 'the students that would tell are not trained yet.'}",
-        f"R2KD as released against KD with the same augmentation: {'; '.join(beyond)}.",
-    ]
+    released = "R2KD, released"
+    distance = ("R2KD cutmixpick", "KD cutmixpick")
+    alone = {
+        "each at its own weight": distance,
+        "KL at four times its weight": large,
+        "R2KD at a quarter of its weight": small,
+    }
+    field = {f"R2KD as released against {other}": (released, other) for other in ("DKD", "DIST")}
+    field |= {
+        f"R2KD against {other}, both with one view and the dense teacher": (one, other) for one, other in ONE_VIEW
+    }
+    parts = measured(robust)
+    corrupted = parts.get(MEASURED["corrupted"], comparisons[:0])
+    said = {
+        "**Clean.** R2KD's distance (as released: a cosine that is not centred, a rank term without a gradient) in place of KL "
+        "divergence, both with cutmixpick": [f"{how}: {_claim(comparisons, *pair)}" for how, pair in alone.items()],
+        "R2KD as a whole; as released it has two views, and with them twice the passes of DKD and DIST": [
+            *(f"{what}: {_claim(comparisons, *pair)}" for what, pair in field.items()),
+            f"the pruned teacher in the mixture: {_claim(comparisons, released, 'R2KD cutmixpick')}",
+        ],
+        "**Augmentation.** Does it hurt KL divergence and help R2KD's distance? Points beyond a second clean view (cutmixpick, as "
+        "released, is cutmix with other draws)": views(grid) or ["not measured yet"],
+        "**Beyond the abstract.** R2KD as released against KD, both with cutmixpick": [
+            f"{name[0].lower()}{name[1:]}: {_claim(rows, released, 'KD cutmixpick')}" for name, rows in parts.items()
+        ],
+        "Under corruption, the distance alone": [f"{how}: {_claim(corrupted, *pair)}" for how, pair in alone.items()],
+    }
+    return "\n".join(
+        f"- {head}:\n" + "\n".join(f"  - {line.rstrip('.')}" for line in lines) for head, lines in said.items()
+    )
 
 
 def _claim(table: pd.DataFrame, arm: str, other: str) -> str:
     """What a pair of a table of comparisons says of the claim that the first is better."""
     rows = table[(table["arm"] == arm) & (table["other"] == other)]
-    if rows.empty:
-        return "is not measured yet"
+    if rows.empty or rows["n"].iloc[0] < 3:
+        return "too few seeds yet"
     row = rows.iloc[0]
-    verdict = {"higher": "supported", "lower": "contradicted"}.get(row["verdict"], "not told apart from 0")
-    return f"adds {row['mean']:+.2f} ± {row['half_width']:.2f} points (n = {row['n']}): {verdict}"
+    return f"{row['mean']:+.2f} ± {row['half_width']:.2f} points (n = {row['n']}), {JUDGED[row['verdict']]}"
 
 
 def views(table: pd.DataFrame) -> list[str]:
-    """A sentence a distance: which views help it, which hurt it, and how large an effect of the others could hide."""
+    """A sentence a distance: what each view adds to it; and one of what it adds more to the second than to the first."""
     said = []
-    for method, rows in table[table["kind"] == "view"].groupby("contrast", sort=False):
-        parts = []
-        for verdict, word in (("higher", "help"), ("lower", "hurt")):
-            if names := [f"{row.view} ({row.mean:+.1f})" for row in rows.itertuples() if row.verdict == verdict]:
-                parts.append(f"{_listed(names)} {word}{'s' if len(names) == 1 else ''}")
-        rest = rows[rows["verdict"] == "not told apart"]
-        if len(rest):
-            hidden = (rest["mean"].abs() + rest["half_width"]).max()
-            parts.append(
-                f"{_listed(list(rest['view']))} cannot be told from 0 (an effect of {hidden:.1f} points could hide)"
-            )
+    for (name, kind), rows in table.groupby(["contrast", "kind"], sort=False):
+        if kind not in ("view", "interaction"):
+            continue
+        told = rows[rows["verdict"] != "too few seeds"]
+        cells = [
+            f"{row.view} {row.mean:+.1f} ± {row.half_width:.1f}{' *' if row.verdict in ('higher', 'lower') else ''}"
+            for row in told.itertuples()
+        ]
         if few := list(rows.loc[rows["verdict"] == "too few seeds", "view"]):
-            parts.append(f"{_listed(few)} {'has' if len(few) == 1 else 'have'} too few seeds yet")
-        said.append(f"{method}: {'; '.join(parts)}.")
+            cells.append(f"{_listed(few)} {'has' if len(few) == 1 else 'have'} too few seeds yet")
+        apart = int(told["verdict"].isin(["higher", "lower"]).sum())
+        stars = f"{apart} told apart from 0 (*)" if apart else "none told apart from 0"
+        whose = name if kind == "view" else " more than to ".join(name.removeprefix("gain, ").split(" - "))
+        said.append(f"Added to {whose}: {', '.join(cells)}{f'; {stars}' if len(told) else ''}.")
     return said
 
 
@@ -386,6 +425,20 @@ def flattery(results: pd.DataFrame) -> str:
         chosen = (results["chosen_top1"] - results["last_top1"]).mean()
         said += f" The epoch that the validation images choose is {chosen:+.2f} points from it."
     return said
+
+
+def resolution(table: pd.DataFrame, family: int, seeds: int) -> str:
+    """What so many seeds can find, by the spread of the differences of a table, alone and as one of a family of verdicts."""
+    known = table[table["n"] >= 3]
+    if known.empty:
+        return "No pair has three seeds yet."
+    spread = stats.deviations(known)
+    alone, first = (stats.detectable(spread.median(), seeds, level=0.05 / count) for count in (1, family))
+    return (
+        f"Between seeds the differences vary with a standard deviation of {spread.min():.1f} to {spread.max():.1f} points (median "
+        f"{spread.median():.1f}, {len(known)} pairs). With {seeds} seeds a test then finds, with 80 % chance, a true difference of "
+        f"{alone:.1f} points at 5 %, and of {first:.1f} as the first of a family of {family}."
+    )
 
 
 def power(floor: tuple[float, int] | None) -> str:

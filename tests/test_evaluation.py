@@ -43,7 +43,7 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
     logits = torch.tensor([[math.log(3.0), 0.0]]).repeat(100, 1)  # sure by 0.75
     labels = (torch.arange(100) >= 60).long()  # right in 60
     assert evaluation.calibration_error(logits, labels) == pytest.approx(15, abs=1e-3)
-    (row,) = evaluation.reliability_table(logits, labels)
+    (row,) = evaluation.reliability_table(logits, labels, bins=10)
     assert row == {"bin": 8, "confidence": pytest.approx(0.75), "accuracy": pytest.approx(0.6), "samples": 100}
 
 
@@ -53,7 +53,7 @@ def test_calibration_error_by_hand():
     logits = torch.stack((sure, 1 - sure), dim=1).log()
     expected = (2 * abs(0.63 - 0.5) + 1 * abs(0.68 - 1) + 2 * abs(0.97 - 0.5)) / 5
     assert evaluation.calibration_error(logits, labels) == pytest.approx(100 * expected, abs=1e-3)
-    table = evaluation.reliability_table(logits, labels, bins=15)
+    table = evaluation.reliability_table(logits, labels)
     assert [(row["bin"], row["samples"]) for row in table] == [(10, 2), (11, 1), (15, 2)]
     gaps = [row["samples"] * abs(row["confidence"] - row["accuracy"]) for row in table]
     assert sum(gaps) / 5 == pytest.approx(expected)

@@ -1,3 +1,5 @@
+import re
+
 from r2kd import data, experiments, figures, findings, stats, teachers, words
 from r2kd.profiles import GRID
 
@@ -59,15 +61,17 @@ def test_without_an_identity_view_the_control_is_having_none():
 
 def test_the_sentence_of_the_grid_calls_help_and_hurt_what_the_table_does(study):
     table = findings.grid(study, results(study, {"KD mixup": 2, "KD cutmix": -2}))
-    kd, r2kd = words.views(table)
-    assert (
-        kd.startswith("KD: mixup (+")
-        and "helps; cutmix (-" in kd
-        and "hurts; cutout, autoaug and cutmixpick cannot" in kd
+    kd, r2kd, gains = words.views(table)
+    assert re.fullmatch(
+        r"Added to KD: mixup \+[\d.]+ ± [\d.]+ \*, cutmix -[\d.]+ ± [\d.]+ \*, cutout .*; 2 told apart from 0 \(\*\)\.",
+        kd,
     )
-    assert "help" not in r2kd and "hurt" not in r2kd
+    assert r2kd.startswith("Added to R2KD: ") and "*" not in r2kd and r2kd.endswith("; none told apart from 0.")
+    assert gains.startswith("Added to R2KD more than to KD: mixup -")
     young = table.assign(verdict="too few seeds")
-    assert words.views(young)[1] == "R2KD: mixup, cutmix, cutout, autoaug and cutmixpick have too few seeds yet."
+    assert (
+        words.views(young)[1] == "Added to R2KD: mixup, cutmix, cutout, autoaug and cutmixpick have too few seeds yet."
+    )
 
 
 def test_the_designed_comparisons_are_paired_and_one_family(study):
@@ -100,8 +104,8 @@ def test_the_weights_of_a_distance_are_those_of_arms_that_differ_in_nothing_else
 def test_of_what_is_searched_the_best_on_validation_images_is_first_and_each_change_has_its_mean(study):
     search = experiments.search(study)
     gains = {arm: 2.0 * ("value 4" in arm) - 1.0 * ("soft rank" in arm) for arm in search.arms} | {"value 8": 0.5}
-    rows = results(search, gains, noise=1e-6, seeds=3).rename(columns={"last_top1": "validation_top1"})
-    table = findings.searched(rows.assign(last_top1=-rows["validation_top1"]))
+    rows = results(search, gains, noise=1e-6, seeds=3).rename(columns={"last_top1": "last_validation_top1"})
+    table = findings.searched(rows.assign(last_top1=-rows["last_validation_top1"]))
     assert set(table["arm"][:2]) == {"value 4", "value 4 + views as described"} and len(table) == 9
     changes = findings.searched_changes(rows).set_index("arm")
     assert changes["mean"].round(3).to_dict() == {"value 4": 2, "soft rank": -1, "views as described": 0}
@@ -109,6 +113,65 @@ def test_of_what_is_searched_the_best_on_validation_images_is_first_and_each_cha
     assert words.search(table).startswith(f"Of 9 settings {table['arm'][0]} has the highest mean")
     with pytest.raises(ValueError, match="no student of the search"):
         findings.searched(rows[:0])
+
+
+def test_what_a_switch_does_is_paired_with_the_released_run_of_its_seed_and_adjusted():
+    ablation = experiments.ablation(experiments.study("quick"))
+    top1 = {
+        "released": (50, 60, 40),
+        "rank: soft": (52, 62.1, 41.9),
+        "intended": (41, 69, 41),
+        "cross-entropy": (9, 9, 9),
+    }
+    rows = [(arm, seed, value, value + 1 + seed) for arm, of in top1.items() for seed, value in enumerate(of)]
+    table = pd.DataFrame(rows, columns=["arm", "seed", "top1", "best_top1"])
+    effects = findings.switch_effects(ablation, table, "top1").set_index("arm")
+    assert list(effects.index) == ["rank: soft", "intended", "reported: last"]
+    assert effects["mean"].round(6).tolist() == [2, pytest.approx(1 / 3), -2]
+    assert effects["verdict"].tolist() == ["higher", "not told apart", "the same students"]
+    assert effects["p_holm"]["rank: soft"] == pytest.approx(
+        6 * effects["p"]["rank: soft"]
+    )  # five switches, and all of them
+    assert len(findings.switch_effects(ablation, table.assign(spearman=table["top1"]), "spearman")) == 2
+
+
+def test_the_same_treatment_twice_is_cutmix_and_the_released_cutmixpick(study):
+    table = findings.twice(study, results(study, {"KD cutmix": 1, "R2KD cutmixpick": 1}, noise=1e-6))
+    assert table["arm"].tolist() == ["KD", "R2KD"] and table["mean"].round(3).tolist() == [-1, 1]
+    picking = experiments.study("small", fidelity="intended")
+    assert findings.twice(picking, results(picking, {})).empty
+
+
+def test_a_grid_has_no_arm_that_differs_in_more_than_method_and_view():
+    arms = "ce; kd; kd cutmix label_noise=0.4; kd mixup; r2kd pruning_rate=0; r2kd mixup pruning_rate=0"
+    found = findings.grid_arms(experiments.study("quick", arms=arms))
+    assert set(found) == {(method, view) for method in ("KD", "R2KD") for view in ("none", "mixup")}
+    one, other = (lambda student, teacher, p=p: (student - teacher).abs().pow(p).mean() for p in (1, 2))
+    arms = {"a": {"method": one}, "b": {"method": other, "view": "cutmix"}, "c": {"method": one, "view": "mixup"}}
+    assert set(findings.grid_arms(experiments.study("quick", arms=arms)).values()) == {"a", "c"}
+
+
+def test_what_seeds_can_find_is_by_the_differences_themselves():
+    table = pd.DataFrame(
+        {
+            "mean": 0.0,
+            "n": [5, 5, 2],
+            "half_width": [
+                stats.mean_interval(pd.DataFrame({"arm": "a", "v": [0, 0, 0, 0, 5**0.5]}), ["arm"], "v")["half_width"][
+                    0
+                ]
+            ]
+            * 3,
+        }
+    )
+    assert stats.deviations(table)[0] == pytest.approx(1)
+    alone, first = stats.detectable(1, 10), stats.detectable(1, 10, level=0.01)
+    said = words.resolution(table, 5, 10)
+    assert (
+        "(median 1.0, 2 pairs)" in said
+        and f"of {alone:.1f} points at 5 %, and of {first:.1f} as the first of a family of 5" in said
+    )
+    assert words.resolution(table[2:], 5, 10) == "No pair has three seeds yet."
 
 
 def test_holms_adjustment_is_that_of_his_example():

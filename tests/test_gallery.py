@@ -4,7 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from r2kd import figures, gallery, report, stats, tables, words
+from r2kd import experiments, figures, gallery, report, stats, tables, words
 
 import nbformat
 import numpy as np
@@ -43,20 +43,25 @@ def test_of_comparisons_only_what_is_told_apart_is_named():
     rows = [("a", "b", 1.0, 0.5, "higher"), ("a", "c", 3.0, 9.0, "not told apart"), ("a", "d", -1.0, 0.25, "lower")]
     table = pd.DataFrame(rows, columns=["arm", "other", "mean", "half_width", "verdict"])
     said = words.seen("comparisons", table)
-    assert said == "a above b (1.00 ± 0.50); a below d (-1.00 ± 0.25); 1 of 3 pairs are not told apart."
-    assert words.seen("comparisons", table[1:2]) == "1 of 1 pairs are not told apart."
+    assert said == "a above b (1.00 ± 0.50); a below d (-1.00 ± 0.25); 1 of 3 pairs is not told apart."
+    assert words.seen("comparisons", table[1:2]) == "1 of 1 pairs is not told apart."
+    young = table.assign(verdict=["too few seeds", "not told apart", "too few seeds"])
+    assert words.seen("comparisons", young) == "1 of 3 pairs is not told apart; 2 of 3 pairs are of too few seeds."
 
 
 def test_the_highest_and_the_lowest_are_those_of_the_table():
     table = pd.DataFrame(
         {"arm": ["a", "b", "c"], "mean": [2.0, 3.0, 1.0], "half_width": [1.0, np.nan, 0.5], "teacher_top1": 9.0}
     )
-    said = words.seen("students", table)
+    said = words.seen("students", table.assign(n=1))
     assert said.startswith("Last epoch: highest b (3.0 %), lowest c (1.0 ± 0.5 %); the teacher has 9.0 %.")
+    assert "highest a (2.0 ± 1.0 %)" in words.seen("students", table.assign(n=[3, 1, 5]))  # one seed is no extreme
 
 
 def test_what_was_not_measured_is_said_to_be():
-    table = pd.DataFrame({"arm": ["a", "b"], "mean": [np.nan] * 2, "half_width": [np.nan] * 2, "measure": "loss"})
+    table = pd.DataFrame(
+        {"arm": ["a", "b"], "mean": [np.nan] * 2, "half_width": [np.nan] * 2, "n": 3, "measure": "loss"}
+    )
     assert words.seen("measures", table) == "Negative log-likelihood: not measured."
 
 
@@ -70,15 +75,31 @@ def test_of_the_abstract_is_supported_what_the_verdict_says():
         found = [(*pair, 1.5, 0.5, 7, verdict) for pair, verdict in zip(pairs, verdicts, strict=False)]
         return pd.DataFrame(found, columns=["arm", "other", "mean", "half_width", "n", "verdict"])
 
-    robust = rows("higher", "lower", "too few seeds").assign(measure="corrupted")
-    clean, grid, corrupted = words.abstract(rows("higher", "lower"), robust, pd.DataFrame({"kind": [], "contrast": []}))
-    assert "each at its own weight, adds +1.50 ± 0.50 points (n = 7): supported; at weights" in clean
-    assert "is not measured yet where both are large, and is not measured yet where both are small; the pruned" in clean
-    assert clean.endswith("mixture adds +1.50 ± 0.50 points (n = 7): contradicted.")
-    assert grid.endswith("the students that would tell are not trained yet.")
-    assert corrupted.endswith("under corruption adds +1.50 ± 0.50 points (n = 7): not told apart from 0.")
-    nothing = words.abstract(rows(), rows().assign(measure=[]), pd.DataFrame({"kind": [], "contrast": []}))
-    assert nothing[0].count("is not measured yet") == 4
+    robust = rows("higher", "lower", "not told apart").assign(measure="corrupted", radius=np.nan)
+    under = rows("higher", "lower", "lower").assign(measure="attacked", radius=0.5)
+    none = pd.DataFrame({"kind": [], "contrast": []})
+    said = words.abstract(rows("higher", "lower"), pd.concat([robust, under]), none)
+    clean, whole, views, beyond, corrupted = re.split(r"^- ", said, flags=re.M)[1:]
+    assert "each at its own weight: +1.50 ± 0.50 points (n = 7), supported\n" in clean
+    assert clean.count("too few seeds yet") == 2 and whole.count("too few seeds yet") == 4
+    assert "the pruned teacher in the mixture: +1.50 ± 0.50 points (n = 7), contradicted" in whole
+    assert "not measured yet" in views
+    assert "under corruption: +1.50 ± 0.50 points (n = 7), not told apart from 0\n" in beyond
+    assert "under PGD at 0.5/255: +1.50 ± 0.50 points (n = 7), contradicted" in beyond
+    assert "each at its own weight: +1.50 ± 0.50 points (n = 7), supported\n" in corrupted
+    nothing = words.abstract(rows(), rows().assign(measure=[], radius=[]), none)
+    assert nothing.count("too few seeds yet") == 11
+
+
+def test_the_pairs_of_the_abstract_are_comparisons_of_the_study():
+    study, asked = experiments.study("small"), []
+    table = pd.DataFrame(
+        columns=["arm", "other", "mean", "half_width", "n", "verdict", "measure", "radius", "kind", "contrast"]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(words, "_claim", lambda _, *pair: asked.append(pair) or "")
+        words.abstract(table, table, table)
+    assert len(asked) == 11 and set(asked) <= set(study.comparisons)
 
 
 def test_each_seed_stands_beside_its_mean():
@@ -139,7 +160,7 @@ def page(tmp_path):
     nbformat.write(new_notebook(cells=[new_markdown_cell("# 2 · Second")]), tmp_path / "02_b.ipynb")
     tables.write(
         tmp_path / "best_epoch.csv",
-        pd.DataFrame({"arm": ["a"], "mean": [1.0], "half_width": [0.5], "caption": "2 < 3"}),
+        pd.DataFrame({"arm": ["a"], "mean": [1.0], "half_width": [0.5], "n": 5, "caption": "2 < 3"}),
     )
     return report.write(tmp_path, tmp_path, "r2kd: digits").read_text()
 

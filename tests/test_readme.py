@@ -19,9 +19,8 @@ def found_section() -> str:
 
 
 def test_what_is_said_of_the_abstract_is_what_the_tables_of_the_study_allow():
-    bullets = [" ".join(text.split()) for text in re.findall(r"^- (.*?)$(?=\n- |\n\n)", found_section(), re.M | re.S)]
     tables = (pd.read_csv(STUDY / f"{name}.csv") for name in ("comparisons", "robust_comparisons", "grid"))
-    assert bullets == words.abstract(*tables)
+    assert f"\n\n{words.abstract(*tables)}\n\n" in found_section()
 
 
 def test_how_far_the_study_is_and_its_scale_are_those_of_its_records():
@@ -34,7 +33,7 @@ def test_how_far_the_study_is_and_its_scale_are_those_of_its_records():
     (teacher,) = kept.loc[kept["arm"] == "teacher", "last_top1"]
     assert f"resnet20 ({teacher:.1f} %, trained on all 50,000 images)" in section
     caption = pd.read_csv(STUDY / "comparisons.csv")["caption"][0]
-    assert "2,500 training, 1,000 validation and 10,000 test images" in caption and "students 120 epochs" in caption
+    assert "2,500 training, 1,000 validation and 10,000 test images of 32 px; 120 epochs; " in caption
     assert "2,500 of them, 120 epochs" in section
     hours = students.drop_duplicates("started")["seconds"].sum() / 3600
     assert students["address"].is_unique and hours > 0

@@ -52,7 +52,10 @@ def test_without_weights_a_run_is_reported_from_its_record_and_marked(tiny, tmp_
     students = experiments.run_students(study, images, weights=False)
     here = experiments.run_students(experiments.study("smoke", **tiny[0]), images, weights=False)
     assert "4 of 4 students are reported from their records" in capsys.readouterr().out
-    assert experiments.sources(students) == "; 4 of 4 runs from their records" and experiments.sources(here) == ""
+    assert experiments.sources(study, students) == "; 4 students from their records" and not experiments.sources(
+        study, here
+    )
+    assert experiments.sources(study, here[:1]) == "; 1 of the study's 4 students so far"
     tables = [experiments.results_table(found).drop(columns="source") for found in (students, here)]
     assert tables[0].equals(tables[1])
     assert experiments.curves_table(students).equals(experiments.curves_table(here))
@@ -159,7 +162,11 @@ def test_all_runs_are_one_table(tiny):
 def test_a_teacher_whose_weights_are_given_has_a_record_that_stays(tmp_path, capsys):
     torch.save(models.create("resnet20", 10).state_dict(), tmp_path / "mine.pth")
     where = {"runs_root": str(tmp_path / "runs"), "figures_root": str(tmp_path / "figures")}
-    study = experiments.study("smoke", **TINY | where, arms="ce", teacher_checkpoint=str(tmp_path / "mine.pth"))
+    settings = {name: value for name, value in TINY.items() if name != "teacher.epochs"} | where
+    settings["teacher_checkpoint"] = str(tmp_path / "mine.pth")
+    study = experiments.study("smoke", **settings, arms="ce")
+    with pytest.raises(ValueError, match=r"teacher\.epochs acts on nothing: the weights are given"):
+        experiments.study("smoke", **settings | {"teacher.epochs": 2}, arms="ce")
     images = study.open_data()
     for _ in range(2):
         experiments.run_teacher(study, images)

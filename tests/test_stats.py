@@ -188,5 +188,5 @@ def test_without_groups_there_is_one_row_an_arm():
 
 
 def test_severities_do_not_pass_for_seeds():
-    with pytest.raises(ValueError, match="several rows of one arm and seed and corruption: average them first"):
+    with pytest.raises(ValueError, match="several rows of one arm and corruption and seed: average them first"):
         stats.paired_differences(rows_of({("a", 0): A, ("b", 0): B}), "a", "top1", ["corruption"])
