@@ -152,7 +152,8 @@ torch, torchvision, NumPy, pandas and tqdm. No GPU has run it yet.
 ## A study: `python -m benchmarks.cost`
 
 What the full recipe costs in hours on {cost[MACHINE][0]}, extrapolated from a few steps of every arm; the students of a seed share each
-pass through the teacher. What `quick` and `small` cost, their records say (column `seconds`).
+pass through the teacher. What `quick` and `small` cost, their records say: `seconds` are of all students trained together, so
+a group, of one `started`, counts once.
 
 {markdown(cost.drop(columns=["teacher_step_s", "students_step_s", MACHINE]))}
 """

@@ -1,7 +1,7 @@
 """python -m r2kd {teacher,distill,evaluate,runs,doctor}: one training, one evaluation, the table of all runs, or whether
 what is here is whole. `run_all.py` runs a whole study.
 
-Exit code 0; 1 where something went wrong or is damaged, 2 for wrong use, 130 when interrupted."""
+Exit code 0; 1 where something went wrong, is damaged, or has a value that cannot be, 2 for wrong options, 130 when interrupted."""
 
 import argparse
 import dataclasses
@@ -110,7 +110,12 @@ def _add_setting(command: argparse.ArgumentParser, part: type[Part], name: str) 
     (known,) = (known for known in dataclasses.fields(part) if known.name == name)
     flags = ["-d", "--dataset"] if name == "dataset" else [f"--{name.replace('_', '-')}"]
     kind = {"action": "store_true", "default": None} if option.types == (bool,) else {"metavar": name.upper()}
-    default = "" if option.default is None else f" [{option.default}]"
+    own = {
+        "dataset": "",
+        "pruning_rate": " [the method's]",
+        "epochs": " [the data set's]",
+    }  # what others' entries say counts more
+    default = own.get(name, "" if option.default is None else f" [{option.default}]")
     command.add_argument(*flags, **kind, required=name == "dataset", help=f"{known.metadata['help']}{default}")
 
 

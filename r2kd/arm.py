@@ -26,7 +26,8 @@ def student_loss(
     """(cross-entropy, distance): their sum is minimised. `answers` by view: "clean" and, if there is one, "augmented".
 
     The cross-entropy is of the clean view only; what the method says to all views is added. `epoch`: from 1, (). `index`: (B,)
-    the image of the batch that each of the augmented view's came from. Released code; golden step.npz.
+    the image of the batch that each of the augmented view's came from. Released code; golden step.npz. Raises ValueError for a
+    method that returns no scalar tensor.
     """
     clean = answers["clean"]
     ce = config.method["ce_weight"] * losses.cross_entropy(clean.student, clean.target)
@@ -36,6 +37,10 @@ def student_loss(
     distances = [
         config.method(**answer._asdict(), view=view, index=places[view], **about) for view, answer in answers.items()
     ]
+    for found in distances:  # a forgotten mean over the batch would be a loss 64 times as strong, and no error
+        if not isinstance(found, Tensor) or found.shape:
+            what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
+            raise ValueError(f"the method {config.method.name!r} returns {what}, not a scalar tensor: take its mean")
     return ce, torch.stack(distances).sum()
 
 

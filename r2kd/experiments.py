@@ -73,10 +73,9 @@ class Study:
 
     @property
     def roots(self) -> tuple[Path, ...]:
-        """The folders of figures whose records it knows; its own is the last."""
-        if self.figures_root:
-            return (Path(self.figures_root),)
-        return (ROOT / "figures", runs.root_folder(self.first.machine.runs_root) / "figures")
+        """The folders of figures whose records it knows, those of the repository and its own, which is the last."""
+        own = self.figures_root or runs.root_folder(self.first.machine.runs_root) / "figures"
+        return tuple(dict.fromkeys((ROOT / "figures", Path(own))))
 
     @property
     def reference(self) -> str:
@@ -192,7 +191,8 @@ def study(profile: str = "quick", **settings) -> Study:
     has it; what an arm says itself counts more, and is its student's alone: under "kd label_noise=0.4" the teacher stays the
     study's. None is as not given. `arms`: a text, "ce; kd; r2kd:temperature=2 cutmix", or a list, or a dictionary by label, of
     such texts, of functions that can be a method, or of dictionaries with method, view, fidelity and settings; a first "+"
-    keeps the profile's arms before them.
+    keeps the profile's arms before them, and "label = arm" gives one a label. `comparisons`: pairs of them, "mine - kd cutmix", by label or by
+    the arm's text, one family of verdicts in place of the profile's.
 
     Raises ValueError for an unknown profile, pair, entry or setting, or two arms that are the same.
     """
@@ -237,7 +237,7 @@ def study(profile: str = "quick", **settings) -> Study:
         seeds=seeds,
         seeds_of=seeds_of,
         tests=tests,
-        comparisons=tuple(pair for pair in chosen.comparisons if set(pair) <= set(arms)),
+        comparisons=_comparisons(design.comparisons, chosen, [spec for _, spec, _ in specified], list(arms)),
         shown=tuple(label for label, (_, _, shown) in zip(arms, specified, strict=True) if shown),
         said=_said(design, given),
         figures_root=design.figures_root,
@@ -300,7 +300,7 @@ def _flipped(rate: float) -> str:
 def variant(of: Study, **settings) -> Study:
     """A study with other settings, say arms or a student of your own, whose figures and records join those of the first."""
     profile, given = of.made_of
-    return replace(study(profile, **dict(given) | settings), name=of.name)
+    return replace(study(profile, **dict(given) | {"comparisons": None} | settings), name=of.name)
 
 
 def in_minutes(of: Study, **settings) -> Study:
@@ -322,6 +322,8 @@ def _seeds(
 ) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
     """(the seeds of a study, those of the arms that have fewer): what is asked for is for all arms."""
     if isinstance(asked, tuple):
+        if len(set(asked)) < len(asked):
+            raise ValueError(f"seeds are {', '.join(map(str, asked))}: each once")
         return asked, {}
     if asked is not None and asked < 1:
         raise ValueError(f"seeds must be at least 1, not {asked}")
@@ -346,10 +348,35 @@ def _specified(arms: Any, profile: Profile) -> list[tuple[str | None, Any, bool]
     beside = listed and isinstance(listed[0], str) and listed[0].strip().startswith("+")
     if beside:
         listed[0] = listed[0].strip().removeprefix("+")
-    own = [(None, spec, True) for spec in listed if not isinstance(spec, str) or spec.strip()]
+    own = [(*_labelled(spec), True) for spec in listed if not isinstance(spec, str) or spec.strip()]
     if not own:
         raise ValueError("a study needs an arm at least")
     return [*usual, *own] if beside else own
+
+
+def _labelled(spec: Any) -> tuple[str | None, Any]:
+    """(label or None, the arm) of "label = arm"."""
+    label, equals, arm = spec.partition(" = ") if isinstance(spec, str) else ("", "", spec)
+    return (label.strip(), arm) if equals else (None, spec)
+
+
+def _comparisons(asked: Any, profile: Profile, specs: list[Any], labels: list[str]) -> tuple[tuple[str, str], ...]:
+    """The pairs of labels that are compared: those asked for, by a label or by an arm's text, else the profile's that are there.
+
+    Raises ValueError for what is no pair of the study's arms.
+    """
+    if asked is None:
+        return tuple(pair for pair in profile.comparisons if set(pair) <= set(labels))
+    called = {spec.strip(): label for spec, label in zip(specs, labels, strict=True) if isinstance(spec, str)}
+    called |= {label: label for label in labels}
+    texts = [text.split(" - ") for text in asked.split(";") if text.strip()] if isinstance(asked, str) else asked
+    pairs = [tuple(called.get(name.strip()) for name in pair) for pair in texts]
+    for pair, text in zip(pairs, texts, strict=True):
+        if len(pair) != 2 or None in pair or len(set(pair)) < 2:
+            raise ValueError(
+                f"{' - '.join(text)!r} is no pair of arms, {labels[0]} - {labels[-1]} is; there are {', '.join(labels)}"
+            )
+    return tuple(pairs)
 
 
 def _teacher(base: TeacherConfig, given: Mapping[str, Any]) -> tuple[TeacherConfig, set[str]]:
@@ -401,7 +428,12 @@ def _parsed(text: str) -> dict[str, str]:
 
 def _labels(given: list[str | None], configs: list[DistillConfig]) -> list[str]:
     """What each arm is called: its method and view, whether its teacher is pruned, and what else differs among the arms."""
-    labels = [label or _label(config, configs) for label, config in zip(given, configs, strict=True)]
+    called = {label: config for label, config in zip(given, configs, strict=True) if label}
+    own = [config for label, config in zip(given, configs, strict=True) if not label]
+    labels = [label or _label(config, own) for label, config in zip(given, configs, strict=True)]
+    for i, label in enumerate(labels):
+        if not given[i] and label in called:
+            labels[i] = _label(configs[i], [*own, called[label]])
     for i, config in enumerate(configs):
         same = [other for other in configs if other == config]
         if len(same) > 1:
@@ -409,7 +441,7 @@ def _labels(given: list[str | None], configs: list[DistillConfig]) -> list[str]:
     computed = [digest((c.model.entry.function, c.method.entry.function, c.view.entry.function))[:6] for c in configs]
     told = [f"{a} ({b})" if labels.count(a) > 1 else a for a, b in zip(labels, computed, strict=True)]
     if twice := [label for label, name in zip(labels, told, strict=True) if told.count(name) > 1]:
-        raise ValueError(f"two arms are called {twice[0]!r}: give them labels, arms={{label: arm, ...}}")
+        raise ValueError(f"two arms are called {twice[0]!r}: give them labels, 'mine = kd; ...' or arms={{label: arm}}")
     return told
 
 

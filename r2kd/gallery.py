@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import figures, files, tables, words
+from . import fidelity, figures, files, tables, words
 
 IN_FULL = ("students", "comparisons", "switch_effects")  # the tables that stand in the text, too
 HEAD = """# Figures
@@ -15,6 +15,10 @@ read, and *what one sees*, computed from its table. Error bars are 95 % *t*-inte
 "above" and "below" are Holm-adjusted over a family: the figure, or, where its panels are of different measures, each measure. Other sentences only
 put means in their order, of three seeds or more where there are such; means in an order may be the same.
 
+A CSV is read by `pandas.read_csv`, and one figure is drawn again by `r2kd.figures.redraw(path, ("pdf",))`. A row of `records.csv` is a
+training; its `seconds` are of all that were trained together. A row of `robustness_records.csv` is what one was tested with, a cell a list of
+`level:value`: `r2kd.robustness.unpacked(row)` has a row a test.
+
 The losses, between the softened answers $p = \\mathrm{softmax}(z / T)$ of student and teacher, for $B$ images and $C$ classes:
 
 $$\\mathcal L_{\\mathrm{KD}} = \\frac{T^2}{B} \\sum_b \\mathrm{KL}\\big(p^t_b \\,\\|\\, p^s_b\\big) \\qquad
@@ -22,6 +26,15 @@ $$\\mathcal L_{\\mathrm{KD}} = \\frac{T^2}{B} \\sum_b \\mathrm{KL}\\big(p^t_b \\
 
 $$\\mathcal L_{\\mathrm{value}} = T^2 \\Big[ \\big(1 - \\tfrac1B \\textstyle\\sum_b |\\cos(p^s_{b\\cdot}, p^t_{b\\cdot})|\\big)
 + \\big(1 - \\tfrac1C \\textstyle\\sum_c |\\cos(p^s_{\\cdot c}, p^t_{\\cdot c})|\\big) \\Big]$$
+"""
+
+
+DIFFERENCES = f"""## Released and intended
+
+Where the released code and the method part: as its title and abstract describe it, and the papers of its components. Notebook 04 shows and
+measures each switch.
+
+{fidelity.table()}
 """
 
 
@@ -35,7 +48,7 @@ def write(root: Path, paths: list[Path]) -> Path:
 def text(root: Path, paths: list[Path]) -> str:
     order = list(figures.FIGURES)
     known = sorted((path for path in paths if path.stem in order), key=lambda p: (p.parent, order.index(p.stem)))
-    parts = [HEAD]
+    parts = [HEAD, DIFFERENCES]
     for folder, of in groupby(known, key=lambda path: path.parent):
         found = {path: tables.read(path) for path in of}
         shared = _shared([table["caption"].iloc[0] for table in found.values()])

@@ -176,9 +176,13 @@ class Design(Part):
     teacher: Any = setting(None, "the teacher's model, in place of a pair's")
     student: Any = setting(None, "the student's model, in place of a pair's")
     teacher_checkpoint: str | None = setting(None, "weights of the teacher, in place of training it")
-    seeds: int | tuple[int, ...] | None = setting(None, "how many, or which")
+    seeds: int | tuple[int, ...] | None = setting(None, 'how many (5: 0 to 4), or which: "0,3,7", one of them "3,"')
     arms: str | tuple | dict | None = setting(
-        None, '"ce; kd; r2kd:temperature=2 cutmix"; with + before it beside those of the profile'
+        None,
+        '"ce; kd; r2kd:temperature=2 cutmix"; with + before it beside those of the profile; "mine = kd cutmix" is called mine',
+    )
+    comparisons: str | tuple | None = setting(
+        None, 'pairs of arms that get a verdict, in place of the profile\'s: "kd cutmix - kd; ..."', acts=False
     )
     fidelity: Literal["released", "intended"] = setting("released", "the switches of notebook 04, all at once")
     load: str | tuple | None = setting(None, "a Python file with entries of your own", acts=False)

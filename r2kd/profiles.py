@@ -250,7 +250,7 @@ PROFILES = {
         search={"validation_images": 5000},
     ),
     "paper": Profile(
-        "the study's arms by the full recipe: six pairs, 240 epochs, 3 seeds; days on a GPU",
+        "the study's arms by the full recipe: six pairs, 240 epochs, 3 seeds; by estimate, days on a GPU",
         "cifar100",
         tuple(PAIRS),
         {},

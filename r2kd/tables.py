@@ -31,8 +31,9 @@ def write(path: Path, table: pd.DataFrame) -> None:
     _list(path.parent, [*others, line])
 
 
-def read(path: Path) -> pd.DataFrame:
+def read(path: str | Path) -> pd.DataFrame:
     """A table with its caption. Raises FileNotFoundError, or ValueError for one that is damaged, changed or of something else."""
+    path = Path(path)
     if not path.is_file():
         listing = f", though {SUMS} lists it: run its notebook again, or drop the line" if listed(path) else ""
         raise FileNotFoundError(f"{path} is no file{listing}")

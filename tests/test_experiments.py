@@ -263,6 +263,35 @@ def test_a_study_as_intended_has_the_same_arms_and_figures_of_its_own():
         study("smoke", fidelity="hearsay")
 
 
+def test_an_arm_can_be_given_a_label_and_a_pair_a_verdict():
+    made = study(
+        arms="kd cutmix; r2kd cutmix pruning_rate=0; mine = kd:temperature=2 cutmix",
+        comparisons="mine - kd cutmix; mine - R2KD cutmix",
+    )
+    assert list(made.arms) == ["KD cutmix", "R2KD cutmix", "mine"] and made.arms["mine"]["temperature"] == 2
+    assert made.comparisons == (("mine", "KD cutmix"), ("mine", "R2KD cutmix"))
+    listed = study(arms={"a": "kd", "b": "r2kd"}, comparisons=[("b", "a")])
+    assert listed.comparisons == (("b", "a"),) and experiments.variant(listed, arms={"c": "kd"}).comparisons == ()
+    for wrong in ("mine", "mine - kd", "mine - mine", "a - b - c"):
+        with pytest.raises(ValueError, match="is no pair of arms, KD cutmix - mine is; there are KD cutmix, mine"):
+            study(arms="kd cutmix; mine = r2kd cutmix", comparisons=wrong)
+
+
+def test_an_arm_beside_those_of_a_study_with_labels_is_called_by_its_method_and_view():
+    made = study("small", arms="+ dkd:beta=2; mlkd randaugment temperature=2; kd cutmix pruning_rate=0.2")
+    assert list(made.arms)[-3:] == ["DKD, beta 2, warmup epochs 20", "MLKD randaugment", "KD cutmix, pruned"]
+
+
+def test_the_records_of_the_repository_are_known_wherever_figures_go(tmp_path):
+    made = study("small", figures_root=str(tmp_path))
+    assert made.roots == (experiments.ROOT / "figures", tmp_path) and made.figures.is_relative_to(tmp_path)
+
+
+def test_no_seed_is_asked_for_twice():
+    with pytest.raises(ValueError, match="seeds are 0, 1, 1: each once"):
+        study(seeds="0,1,1")
+
+
 def test_unknown_names_list_the_known():
     with pytest.raises(ValueError, match="unknown profile 'huge'; known: smoke, quick"):
         study("huge")

@@ -206,6 +206,26 @@ def rank_alone(**switches):
     return moved, float(pupil.grad.abs().max())
 
 
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (
+            lambda student, teacher: (student - teacher).square().mean(1),
+            r"returns a tensor of shape \(8,\), not a scalar",
+        ),
+        (lambda student, teacher: None, "returns None, not a scalar"),
+        (lambda student, teacher: 0.5, "returns 0.5, not a scalar"),
+    ],
+)
+def test_a_method_that_returns_no_scalar_is_refused(loss, said):
+    config = DistillConfig.of(
+        "resnet8", teacher=TeacherConfig.of("resnet20", dataset="digits"), method=loss, dataset="digits"
+    )
+    answers = {"clean": Answers(torch.zeros(8, 10), torch.ones(8, 10), torch.zeros(8, dtype=torch.long))}
+    with pytest.raises(ValueError, match=said):
+        student_loss(config, answers, torch.tensor(1.0), torch.arange(8))
+
+
 def test_as_released_the_rank_term_has_no_gradient_and_as_intended_it_teaches():
     released, gradient = rank_alone(fidelity="released")
     assert gradient == 0 and released[-1] == released[0]
