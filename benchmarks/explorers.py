@@ -52,7 +52,7 @@ def made() -> dict[str, explorers.Explorer]:
     study, few, students = trained()
     return {
         "augmentation": explorers.augmentation(images, networks["teacher"]),
-        "pruning": explorers.pruning(images, images.test, answers, quality),
+        "pruning": explorers.pruning(images, images.test, answers, quality, 0.7, 4.0),
         "losses": simplex.explorer(),
         "corruption": explorers.corruption(images, networks),
         "compare": student_explorers.compare(students),

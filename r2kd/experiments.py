@@ -304,11 +304,11 @@ def variant(of: Study, **settings) -> Study:
 
 
 def in_minutes(of: Study, **settings) -> Study:
-    """`variant` where the profile is one of minutes, else the quick study with these settings, in the same places."""
+    """`variant` where the profile is one of minutes, else the quick study with these settings; its records stay beside the runs."""
     profile, given = of.made_of
     if PROFILES[profile].fresh:
         return variant(of, **settings)
-    places = {name: value for name, value in given.items() if name in (*PLACES, "figures_root")}
+    places = {name: value for name, value in given.items() if name in PLACES}
     return study("quick", **places | settings)
 
 

@@ -144,8 +144,8 @@ def pruning(
     test: Split,
     answers: Mapping[tuple[int, str], Tensor],
     quality: pd.DataFrame,
-    dense_weight: float = 0.7,
-    temperature: float = 4.0,
+    dense_weight: float,
+    temperature: float,
 ) -> Explorer:
     """What the dense teacher, its pruned copy and their mixture say of an image: bars of the classes, surest first, and a marker on
     the curve of accuracy.

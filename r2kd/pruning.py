@@ -58,9 +58,7 @@ class MixedTeacher(nn.Module):
     Raises ValueError for another mode, or a weight outside [0, 1].
     """
 
-    def __init__(
-        self, dense: nn.Module, pruned: nn.Module, dense_weight: float = 0.7, pruned_batchnorm: str = "running"
-    ) -> None:
+    def __init__(self, dense: nn.Module, pruned: nn.Module, dense_weight: float, pruned_batchnorm: str) -> None:
         super().__init__()
         if pruned_batchnorm not in BATCHNORM_MODES:
             raise ValueError(f"pruned_batchnorm is one of {', '.join(BATCHNORM_MODES)}, not {pruned_batchnorm!r}")

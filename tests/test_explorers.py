@@ -33,7 +33,7 @@ def pruning(shown):
         for mode in pruned.BATCHNORM_MODES
     }
     rows = [{"rate": rate, "batchnorm": mode, "top1": 90 - rate} for rate, mode in answers]
-    return answers, explorers.pruning(images, images.test, answers, pd.DataFrame(rows))
+    return answers, explorers.pruning(images, images.test, answers, pd.DataFrame(rows), 0.7, 4.0)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_of_many_classes_the_surest_are_shown_the_dense_teachers_order_first(sho
     dense[0, :20], sparse[0, 77] = torch.linspace(1, 3, 20), 9
     answers = {(0, "running"): dense, (50, "running"): sparse}
     quality = pd.DataFrame({"rate": [0, 50], "batchnorm": "running", "top1": [90, 80]})
-    bars = explorers.pruning(images, shown[0].test, answers, quality)().axes[1]
+    bars = explorers.pruning(images, shown[0].test, answers, quality, 0.7, 4.0)().axes[1]
     names = [label.get_text() for label in bars.get_xticklabels()]
     assert len(names) == explorers.SHOWN_CLASSES and names[0] == "class 19" and names[-1] == "class 77"
 

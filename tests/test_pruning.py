@@ -51,22 +51,22 @@ def test_the_sparsity_table_counts_every_prunable_weight(teacher):
 
 def test_the_mixture_is_the_weighted_sum_of_logits(teacher):
     pruned = pruning.prune_l1(teacher, 0.4)
-    mixed = pruning.MixedTeacher(teacher, pruned, dense_weight=0.7)
+    mixed = pruning.MixedTeacher(teacher, pruned, 0.7, "running")
     expected = 0.7 * teacher(images()) + 0.3 * pruned.eval()(images())
     torch.testing.assert_close(mixed(images()), expected)
     torch.testing.assert_close(mixed.mix(teacher(images()), pruned(images())), expected)
 
 
 def test_train_does_not_touch_the_teachers_modes(teacher):
-    running = pruning.MixedTeacher(teacher, pruning.prune_l1(teacher, 0.1)).train()
-    batch = pruning.MixedTeacher(teacher, pruning.prune_l1(teacher, 0.1), pruned_batchnorm="batch").eval()
+    running = pruning.MixedTeacher(teacher, pruning.prune_l1(teacher, 0.1), 0.7, "running").train()
+    batch = pruning.MixedTeacher(teacher, pruning.prune_l1(teacher, 0.1), 0.7, "batch").eval()
     assert not running.dense.training and not running.pruned.training
     assert not batch.dense.training and batch.pruned.training
 
 
 def test_in_batch_mode_an_answer_depends_on_its_neighbours_and_statistics_drift(teacher):
-    batch = pruning.MixedTeacher(teacher, pruning.prune_l1(teacher, 0.1), pruned_batchnorm="batch")
-    running = pruning.MixedTeacher(teacher, pruning.prune_l1(teacher, 0.1))
+    batch = pruning.MixedTeacher(teacher, pruning.prune_l1(teacher, 0.1), 0.7, "batch")
+    running = pruning.MixedTeacher(teacher, pruning.prune_l1(teacher, 0.1), 0.7, "running")
     before = batch.pruned.bn1.running_mean.clone()
     assert not torch.allclose(batch(images())[0], batch(images()[:3])[0], rtol=1e-3)
     assert not torch.equal(batch.pruned.bn1.running_mean, before)
@@ -74,10 +74,10 @@ def test_in_batch_mode_an_answer_depends_on_its_neighbours_and_statistics_drift(
 
 
 def test_the_mixture_gives_no_gradient_to_anything(teacher):
-    assert not pruning.MixedTeacher(teacher, pruning.prune_l1(teacher, 0.1))(images()).requires_grad
+    assert not pruning.MixedTeacher(teacher, pruning.prune_l1(teacher, 0.1), 0.7, "running")(images()).requires_grad
 
 
 @pytest.mark.parametrize("wrong", [{"pruned_batchnorm": "frozen"}, {"dense_weight": 1.2}])
 def test_a_wrong_mixture_is_refused(teacher, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        pruning.MixedTeacher(teacher, teacher, **wrong)
+        pruning.MixedTeacher(teacher, teacher, **{"dense_weight": 0.7, "pruned_batchnorm": "running"} | wrong)
