@@ -110,13 +110,10 @@ def _add_setting(command: argparse.ArgumentParser, part: type[Part], name: str) 
     (known,) = (known for known in dataclasses.fields(part) if known.name == name)
     flags = ["-d", "--dataset"] if name == "dataset" else [f"--{name.replace('_', '-')}"]
     kind = {"action": "store_true", "default": None} if option.types == (bool,) else {"metavar": name.upper()}
-    own = {
-        "dataset": "",
-        "pruning_rate": " [the method's]",
-        "epochs": " [the data set's]",
-    }  # what others' entries say counts more
-    default = own.get(name, "" if option.default is None else f" [{option.default}]")
-    command.add_argument(*flags, **kind, required=name == "dataset", help=f"{known.metadata['help']}{default}")
+    required = name == "dataset"
+    usual = known.metadata["usual"] or option.default
+    default = "" if required or usual is None else f" [{usual}]"
+    command.add_argument(*flags, **kind, required=required, help=f"{known.metadata['help']}{default}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -81,10 +81,10 @@ def _section(path: Path, table: pd.DataFrame, shared: str) -> str:
 
 def _markdown(table: pd.DataFrame) -> str:
     """Names, means with their intervals, n and what else is told of each row."""
-    shown = pd.DataFrame({name: table[name] for name in ("arm", "other") if name in table})
+    shown = pd.DataFrame({name: table[name].fillna("") for name in ("arm", "other") if name in table})
     shown["mean"] = [words.value(row, "", 2) for _, row in table.iterrows()]
     for name in ("n", "p_holm", "verdict"):
         if name in table:
-            shown[name] = table[name].map("{:.3g}".format) if name == "p_holm" else table[name]
+            shown[name] = table[name].map("{:.3g}".format) if name == "p_holm" else table[name].fillna("")
     rows = [list(shown), ["---"] * len(shown.columns), *shown.astype(str).to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -18,9 +18,12 @@ def setting(
     above: float | None = None,
     least: float | None = None,
     most: float | None = None,
+    usual: str | None = None,
 ) -> Any:
-    """A field. `acts`: whether the numbers of a run depend on it. `above`, `least`, `most`: its bounds, open or closed."""
-    return field(default=default, metadata={"help": help, "acts": acts, "above": above, "least": least, "most": most})
+    """A field. `acts`: whether the numbers of a run depend on it. `above`, `least`, `most`: its bounds, open or closed. `usual`: whose
+    value it has where the default is none, as another entry says it."""
+    about = {"help": help, "acts": acts, "above": above, "least": least, "most": most, "usual": usual}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,7 @@ class Data(Part):
 class Recipe(Part):
     """The released recipe: SGD, and a learning rate that is divided by 10 after each of the milestones."""
 
-    epochs: int = setting(240, "passes over the training images", above=0)
+    epochs: int = setting(240, "passes over the training images", above=0, usual="the data set's")
     batch_size: int = setting(64, "images of a step; BatchNorm and class-wise distances need neighbours", least=2)
     learning_rate: float | None = setting(None, "None: the model's own", above=0)
     milestones: tuple[int, ...] | None = setting(None, "None: 150, 180 and 210 of 240 epochs, in proportion")
@@ -115,7 +118,9 @@ class Recipe(Part):
 class Pruning(Part):
     """The pruned copy of the teacher, and what it weighs in the mixture; see pruning.MixedTeacher."""
 
-    pruning_rate: float = setting(0.0, "share pruned from each layer of the copy; 0: the dense teacher alone", least=0)
+    pruning_rate: float = setting(
+        0.0, "share pruned from each layer of the copy; 0: the dense teacher alone", least=0, usual="the method's"
+    )
     dense_weight: float = setting(0.7, "share of the dense teacher's logits in the mixture", least=0)
     pruned_batchnorm: Literal["batch", "running"] = setting("batch", "statistics that the pruned copy normalises by")
 

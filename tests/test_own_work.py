@@ -65,6 +65,7 @@ def own(tmp_path_factory):
         "darker+fog",
     ]
     command += ["--arms", "ce; r2kd; mse; mse:weight=0.5 turned:turns=2", "--teacher-checkpoint", "mine.pth"]
+    command += ["--comparisons", "mse - r2kd"]
     command += ["--set", "temperature=2", "--set", "value_weight=1", "--batch-size", "32", "--seeds", "3"]
     where = ["--runs-root", "runs", "--device", "cpu", "--train-images", "64", "--test-images", "100"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("R2KD")}
@@ -76,14 +77,16 @@ def own(tmp_path_factory):
 
 def test_the_readmes_method_is_five_lines_and_its_command_names_it():
     assert len([line for line in readme_block("python", "## Your own method").splitlines() if line.strip()]) == 4
-    assert 'mse:weight=0.5 cutmix"' in readme_block("sh", "## Your own method")
+    assert "mse:weight=0.05 cutmixpick" in readme_block("sh", "## Your own method")
 
 
 def test_a_clone_beside_an_installed_one_runs_its_own_code_and_writes_into_itself(own):
     folder, figures = own
     (executed,) = folder.glob("runs/notebooks/*/*/02_*.ipynb")
     assert str(folder / "clone" / "r2kd") in executed.read_text() and str(ROOT / "r2kd") not in executed.read_text()
-    assert len(list(figures.glob("*.png"))) == 12
+    assert len(list(figures.glob("*.png"))) == 14
+    (pair,) = pd.read_csv(figures / "comparisons.csv").to_dict("records")
+    assert (pair["arm"], pair["other"], pair["n"]) == ("MSE, weight 0.1", "R2KD, pruned", 3)
 
 
 def test_ones_own_arms_are_in_every_table_of_students_and_in_every_figure(own):

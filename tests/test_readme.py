@@ -99,7 +99,7 @@ def test_how_far_students_came_out_from_their_records_elsewhere_is_that_of_the_b
     assert said in " ".join(README.split()) and "bfloat16 in float32" in again["here_how"]
 
 
-@pytest.mark.parametrize("path", sorted({part.split(")")[0] for part in README.split("](")[1:]}))
+@pytest.mark.parametrize("path", sorted({part.split(")")[0].split("#")[0] for part in README.split("](")[1:]}))
 def test_every_link_of_the_readme_leads_somewhere(path):
     assert path.startswith("https://") or (ROOT / path).exists()
 
