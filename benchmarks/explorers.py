@@ -52,7 +52,9 @@ def made() -> dict[str, explorers.Explorer]:
     study, few, students = trained()
     return {
         "augmentation": explorers.augmentation(images, networks["teacher"]),
-        "pruning": explorers.pruning(images, images.test, answers, quality, 0.7, 4.0),
+        "pruning": explorers.pruning(
+            images, images.test, answers, quality, study.option("dense_weight"), study.option("temperature")
+        ),
         "losses": simplex.explorer(),
         "corruption": explorers.corruption(images, networks),
         "compare": student_explorers.compare(students),

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from r2kd import terminal
@@ -160,7 +159,7 @@ def teacher(options: argparse.Namespace) -> dict:
     parts = (Data, Recipe, Machine)
     config = TeacherConfig.of(options.model, seed=options.seed, checkpoint=options.checkpoint)
     config = config.with_settings(_settings(options, *parts))
-    _refuse_idle(config, _given(options, *parts))
+    config.refuse_idle(_given(options, *parts))
     _print_settings(config)
     return _result(training.train_teacher(config))
 
@@ -186,7 +185,7 @@ def distill_config(options: argparse.Namespace) -> DistillConfig:
     )
     config = config.with_settings(given | {key: value for key, value in switches.items() if value is not None})
     weights = [] if options.teacher_checkpoint is None else ["teacher.checkpoint"]
-    _refuse_idle(config, [*_given(options, *parts), *weights])
+    config.refuse_idle([*_given(options, *parts), *weights])
     return config
 
 
@@ -254,12 +253,6 @@ def _given(options: argparse.Namespace, *parts: type[Part]) -> dict:
     names = [known.name for part in parts for known in dataclasses.fields(part)]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return given | entries.pairs(options.set)
-
-
-def _refuse_idle(config: TeacherConfig, keys: Iterable[str]) -> None:
-    """Raises ValueError for a setting that was given and acts on nothing."""
-    for key, why in config.idle(keys).items():
-        raise ValueError(f"{key} acts on nothing: {why}")
 
 
 def _print_settings(config: TeacherConfig) -> None:

@@ -87,6 +87,11 @@ class TeacherConfig:
         given = self.checkpoint is not None
         return {key: "the weights are given" for key in keys if given and self.owner(key) == "recipe"}
 
+    def refuse_idle(self, keys: Iterable[str], of: str = "") -> None:
+        """Raises ValueError for the first of these settings that acts on nothing; `of` stands before its name."""
+        for key, why in self.idle(keys).items():
+            raise ValueError(f"{of}{key} acts on nothing: {why}")
+
     @property
     def learning_rate(self) -> float:
         return self.recipe.learning_rate or self.model.entry.learning_rate

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from . import stats
+from . import stats, words
 
 COLOURS = sns.color_palette("colorblind").as_hex()
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
@@ -367,20 +367,15 @@ def comparisons(table: pd.DataFrame, title: str = "The study's comparisons") -> 
 
 def robust_comparisons(table: pd.DataFrame) -> Figure:
     """The same comparisons under corruption, beyond a line of corrupted on clean accuracy through all students here, and under PGD."""
-    labels = {"corrupted": "under corruption\n(points)", "residual": "beyond what clean\naccuracy explains (points)"}
-    panels = {label: table[table["measure"] == name] for name, label in labels.items()}
-    attacked = table[table["measure"] == "attacked"]
-    radii = attacked.groupby("radius") if len(attacked) else ()
-    panels |= {f"under PGD at {radius:g}/255\n(points)": rows for radius, rows in radii}
-    panels = {label: rows for label, rows in panels.items() if len(rows)}
+    panels = words.measured(table)
     title = f"The comparisons beside clean images ({_seeds(table)}, paired; filled: told apart, Holm-adjusted)"
     height = max(map(len, panels.values()))
     figure, axes = _figure(
         table, title, columns=len(panels), size=(2.6 * len(panels) + 2.4, 0.34 * height + 2.1), sharey=True
     )
-    for panel, (label, rows) in zip(axes, panels.items(), strict=True):
+    for panel, (name, rows) in zip(axes, panels.items(), strict=True):
         _told(panel, rows)
-        panel.set_xlabel(label)
+        panel.set_xlabel(_wrap(f"{name} (points)", 24))
     return figure
 
 

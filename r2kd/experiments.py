@@ -218,8 +218,7 @@ def study(profile: str = "quick", **settings) -> Study:
     usual = chosen.settings if dataset == chosen.dataset else {}
     under = dict(usual) | given
     taught, used = _teacher(TeacherConfig.of(teacher, checkpoint=design.teacher_checkpoint, **base), under)
-    for key, why in taught.idle(key.removeprefix("teacher.") for key in given if key.startswith("teacher.")).items():
-        raise ValueError(f"teacher.{key} acts on nothing: {why}")
+    taught.refuse_idle([key.removeprefix("teacher.") for key in given if key.startswith("teacher.")], of="teacher.")
     specified = _specified(design.arms, chosen)
     configs = [_configure(spec, student, taught, base, under, design.fidelity, used) for _, spec, _ in specified]
     for key in given:
