@@ -12,10 +12,10 @@ import linecache
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -112,9 +112,14 @@ def _own(value: Any) -> bool:
         file = value.__code__.co_filename
     else:
         file = getattr(sys.modules.get(module), "__file__", None) or ("" if module == "__main__" else "<frozen")
+    return not (file.startswith("<frozen") or _installed(file))
+
+
+@lru_cache(maxsize=4096)
+def _installed(file: str) -> bool:
     path = Path(file).resolve()
-    installed = "site-packages" in path.parts or "dist-packages" in path.parts
-    return not (file.startswith("<frozen") or installed or any(folder in _LIBRARIES for folder in path.parents))
+    packages = "site-packages" in path.parts or "dist-packages" in path.parts
+    return packages or any(folder in _LIBRARIES for folder in path.parents)
 
 
 def _class(value: type, seen: dict) -> str:
@@ -129,16 +134,12 @@ def _class(value: type, seen: dict) -> str:
 
 def _function(function: types.FunctionType, seen: dict) -> str:
     code = function.__code__
-    node = _node(code)
-    if node is None:  # no source, or another than what was loaded
-        syntax, chains = _bytecode(code), _names(code)
-    else:
-        syntax, chains = _canonical(node, top=True), _chains(node)
+    read = _read(code, "".join(linecache.getlines(code.co_filename)))
     cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
     closure = {name: cell.cell_contents for name, cell in cells if _filled(cell)}
-    known = {**function.__globals__, **closure, **_imported(node, function.__globals__)}
+    known = {**function.__globals__, **closure, **_imported(read.imports, function.__globals__)}
     reached = {}
-    for chain in sorted(set(chains)):
+    for chain in read.chains:
         first, *rest = chain
         if first in known and (first in closure or first not in code.co_varnames):
             value = known[first]
@@ -148,7 +149,25 @@ def _function(function: types.FunctionType, seen: dict) -> str:
                 value  # a library's module stands for all of it: its name, and what is read of it, are in the chain
             )
     parts = (function.__defaults__, function.__kwdefaults__, closure, reached)
-    return f"function({syntax}){_describe(parts, seen)}"
+    return f"function({read.syntax}){_describe(parts, seen)}"
+
+
+class _Read(NamedTuple):
+    """What a function's own text says: its tree as a text, the names it reads, in order, and the imports inside of it."""
+
+    syntax: str
+    chains: tuple[tuple[str, ...], ...]
+    imports: tuple[ast.Import | ast.ImportFrom, ...]
+
+
+@lru_cache(maxsize=4096)  # a study asks for the same functions once for each of its students
+def _read(code: types.CodeType, source: str) -> _Read:
+    """Of the tree in this source, if it is what was loaded; else of the code."""
+    node = _nodes(code.co_filename, source).get(_shape(code)) if source else None
+    if node is None:
+        return _Read(_bytecode(code), tuple(sorted(set(_names(code)))), ())
+    imports = tuple(part for part in ast.walk(node) if isinstance(part, ast.Import | ast.ImportFrom))
+    return _Read(_canonical(node, top=True), tuple(sorted(set(_chains(node)))), imports)
 
 
 def _filled(cell: types.CellType) -> bool:
@@ -192,27 +211,21 @@ def _chains(node: ast.AST) -> Iterator[tuple[str, ...]]:
                 yield from _chains(child)
 
 
-def _imported(node: ast.AST | None, globals_: dict[str, Any]) -> dict[str, Any]:
+def _imported(imports: Iterable[ast.Import | ast.ImportFrom], globals_: dict[str, Any]) -> dict[str, Any]:
     """What the imports inside of a function bind."""
     bound = {}
-    for part in ast.walk(node) if node is not None else ():
+    for part in imports:
         if isinstance(part, ast.Import):
             for name in part.names:
                 module = importlib.import_module(name.name if name.asname else name.name.split(".")[0])
                 bound[name.asname or name.name.split(".")[0]] = module
-        elif isinstance(part, ast.ImportFrom):
+        else:
             module = importlib.import_module("." * part.level + (part.module or ""), globals_.get("__package__"))
             for name in part.names:
                 if not hasattr(module, name.name):
                     importlib.import_module(f"{module.__name__}.{name.name}")
                 bound[name.asname or name.name] = getattr(module, name.name)
     return bound
-
-
-def _node(code: types.CodeType) -> ast.AST | None:
-    """The tree of a function or lambda, if its source is to be had and is what was loaded."""
-    source = "".join(linecache.getlines(code.co_filename))
-    return _nodes(code.co_filename, source).get(_shape(code)) if source else None
 
 
 @lru_cache(maxsize=256)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,7 +43,8 @@ def class_images(folder: Path, read: dict[str, str]) -> dict[str, list[str]]:
             continue
         paths = [os.path.join(place, name) for place, names in _walk(entry.path, read) for name in names]
         images[entry.name] = [path for path in paths if has_file_allowed_extension(path, IMG_EXTENSIONS)]
-        left.update(Path(path).suffix.lower() or "without suffix" for path in paths if _unlisted(path))
+        others = set(paths).difference(images[entry.name])
+        left.update(Path(path).suffix.lower() or "without suffix" for path in others if _meant(os.path.basename(path)))
     listed = f"images are {', '.join(IMG_EXTENSIONS)}"
     if empty := [name for name, paths in images.items() if not paths]:
         raise ValueError(f"{folder}: no image in the classes {', '.join(empty)}; {listed}")
@@ -54,9 +56,9 @@ def class_images(folder: Path, read: dict[str, str]) -> dict[str, list[str]]:
     return images
 
 
-def _unlisted(path: str) -> bool:
-    name = os.path.basename(path)
-    return not has_file_allowed_extension(path, IMG_EXTENSIONS) and not name.startswith(".") and BESIDE not in name
+def _meant(name: str) -> bool:
+    """Whether a file that is no image may have been meant as one."""
+    return not name.startswith(".") and BESIDE not in name
 
 
 def _walk(top: str, read: dict[str, str]) -> list[tuple[str, list[str]]]:
@@ -79,7 +81,10 @@ def listing(folder: Path, paths: list[str]) -> list[tuple[str, int, int, int]]:
 
     Raises ValueError for a file that is not there, or is none that can be read to its end, as a pipe.
     """
-    rows = []
+    rows, within = (
+        [],
+        cache(lambda place: os.path.relpath(place, folder)),
+    )  # once for a folder: it takes longer than stat
     for path in paths:
         try:
             status = os.stat(path)
@@ -89,8 +94,9 @@ def listing(folder: Path, paths: list[str]) -> list[tuple[str, int, int, int]]:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from None
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path} cannot be read: it is no regular file")
-        within = os.path.relpath(path, folder).replace(os.sep, "/")
-        rows.append((within, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+        place, name = os.path.split(path)
+        parts = (name,) if within(place) == os.curdir else (within(place).replace(os.sep, "/"), name)
+        rows.append(("/".join(parts), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return rows
 
 
