@@ -130,12 +130,12 @@ def draw_figures(root: Path, formats: list[str]) -> int:
 
 def chosen(options: argparse.Namespace) -> tuple[list, list[Path], dict]:
     """The studies, the notebooks, and their parameters but for the study's. Raises ValueError or OSError for what cannot be."""
-    from r2kd import experiments, published
+    from r2kd import experiments, profiles, published
 
     given = settings_of(options)
     studies = [experiments.study(options.profile, **given)]
     if not given.keys() & {"pair", "teacher", "student"}:
-        pairs = experiments.PROFILES[options.profile].pairs
+        pairs = profiles.PROFILES[options.profile].pairs
         studies = [experiments.study(options.profile, **given | {"pair": pair}) for pair in pairs]
     root = options.published_root
     root = root and str(published.folder_of(root, may_be_new=options.download_published).resolve())

@@ -11,7 +11,7 @@ from benchmarks import report
 from benchmarks.loops import BATCH, students_and_teachers
 from benchmarks.step import CASES, benchmark_images
 from r2kd.batch import epoch_batches
-from r2kd.experiments import PAIRS
+from r2kd.profiles import PAIRS
 from r2kd.progress import tqdm
 from r2kd.training import resolve_device
 

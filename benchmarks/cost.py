@@ -10,7 +10,7 @@ import tempfile
 import time
 
 from benchmarks import report
-from r2kd import acceleration, data, evaluation, experiments, models, training
+from r2kd import acceleration, data, evaluation, experiments, models, profiles, training
 from r2kd.data import ImageData
 from r2kd.progress import tqdm
 
@@ -53,7 +53,7 @@ def main() -> None:
         study = experiments.study(profile, dataset=dataset, pair=pair)
         images = data.load("digits", image_size=pixels).subset(64 * STEPS, 256).to(training.resolve_device("auto"))
         teacher_step, students_step = seconds_per_step(study, images)
-        teacher_test, student_test = (seconds_per_test(name, images) for name in experiments.pair_models(pair))
+        teacher_test, student_test = (seconds_per_test(name, images) for name in profiles.pair_models(pair))
         epochs = study.teacher.recipe.epochs
         steps = epochs * (min(study.teacher.data.train_images or train_images, train_images) / 64)
         tests = epochs * test_images

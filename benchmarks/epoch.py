@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from benchmarks import report
 from benchmarks.loops import BATCH, Step, ask, our_loop, plain_loop, processes
 from r2kd import data, evaluation, models
-from r2kd.experiments import PAIRS
+from r2kd.profiles import PAIRS
 from r2kd.progress import tqdm
 from r2kd.training import resolve_device
 

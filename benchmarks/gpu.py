@@ -25,7 +25,7 @@ from typing import NamedTuple
 from benchmarks import operators, report
 from benchmarks.loops import BATCH, our_loop, plain_loop, random_images
 from benchmarks.step import CASES, peak_memory
-from r2kd import ROOT, acceleration, evaluation, experiments, files, models, records, runs, training
+from r2kd import ROOT, acceleration, evaluation, experiments, files, models, profiles, records, runs, training
 from r2kd.config import DistillConfig, TeacherConfig
 from r2kd.progress import tqdm
 
@@ -143,7 +143,7 @@ def steps(device: torch.device) -> Iterator[dict]:
 
 
 def measured(case: Case, device: torch.device) -> dict[str, float]:
-    images, names = random_images(case.pixels, 40 * BATCH, BATCH), experiments.PAIRS[case.pair]
+    images, names = random_images(case.pixels, 40 * BATCH, BATCH), profiles.PAIRS[case.pair]
     if case.loop == "plain":
         endless = plain_loop(names, images, "running", device)
     else:
@@ -165,14 +165,14 @@ def where(device: torch.device) -> Iterator[dict]:
     """Rows of operators, of one student's step."""
     for pair, pixels in CASES.items():
         images = random_images(pixels, 40 * BATCH, BATCH)
-        with closing(our_loop(experiments.PAIRS[pair], images, "running", device)) as endless:
+        with closing(our_loop(profiles.PAIRS[pair], images, "running", device)) as endless:
             yield from operators.where(endless, device, {"pair": pair, "loop": "ours"}).to_dict("records")
 
 
 def epoch(device: torch.device, images: int = 50_000, tested: int = 10_000) -> Iterator[dict]:
     """A row a number of students that train together, as released: seconds of an epoch, of a test, and what 240 take."""
     pair, given = "res56_res20", random_images(32, images, tested)
-    taught_by, name = experiments.PAIRS[pair]
+    taught_by, name = profiles.PAIRS[pair]
     student = models.create(name, given.num_classes).to(device).eval()
     test = given.test.to(device)
     for _ in range(2):  # the second counts

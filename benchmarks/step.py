@@ -19,7 +19,7 @@ from benchmarks import report
 from benchmarks.loops import BATCH, Step, ask, our_loop, plain_loop, processes
 from r2kd import acceleration, data, models
 from r2kd.data import ImageData
-from r2kd.experiments import PAIRS
+from r2kd.profiles import PAIRS
 from r2kd.progress import tqdm
 from r2kd.training import resolve_device
 

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 import torch
 
-from . import data, doctor, entries, evaluation, experiments, fidelity, models, records, runs, training
+from . import data, doctor, entries, evaluation, fidelity, models, profiles, records, runs, training
 from .augmentation import AUGMENTATIONS
 from .config import DistillConfig, TeacherConfig
 from .methods import METHODS
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     _training_options(teacher, Data, Recipe, Machine)
 
     distill = commands.add_parser("distill", help="train a student, its teacher first")
-    pairs = [*experiments.PAIRS, *experiments.SMALL_PAIRS]
+    pairs = [*profiles.PAIRS, *profiles.SMALL_PAIRS]
     distill.add_argument("--pair", help=f"teacher and student: {', '.join(pairs)}")
     distill.add_argument("--teacher", help=f"in place of a pair's: {known}, torchvision:NAME")
     distill.add_argument("--student", help="the same")
@@ -168,7 +168,7 @@ def distill_config(options: argparse.Namespace) -> DistillConfig:
     """What the options of distill say. Raises ValueError for what cannot be."""
     if not (options.pair or (options.teacher and options.student)):
         raise ValueError("name a --pair, or a --teacher and a --student")
-    pair = experiments.pair_models(options.pair) if options.pair else (None, None)
+    pair = profiles.pair_models(options.pair) if options.pair else (None, None)
     parts = (Data, Recipe, Pruning, Machine)
     given = _settings(options, *parts)
     teacher = TeacherConfig.of(options.teacher or pair[0], checkpoint=options.teacher_checkpoint)

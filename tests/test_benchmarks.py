@@ -3,14 +3,14 @@ import sys
 from types import SimpleNamespace
 
 from benchmarks import again, agreement, corruptions, explorers, gpu, loops, operators, precision, pulls, report, step
-from r2kd import experiments
+from r2kd import experiments, profiles
 
 import pandas as pd
 import pytest
 import torch
 
 CPU = torch.device("cpu")
-PAIR = experiments.pair_models("res20_res8")
+PAIR = profiles.pair_models("res20_res8")
 
 
 def test_the_readme_shows_the_tables_beside_it_and_no_other_number():
@@ -39,7 +39,7 @@ def test_the_flops_are_those_of_four_answers_and_two_lessons_a_student():
 
 
 def test_from_the_same_weights_the_fast_path_has_the_loss_of_the_plain_one(monkeypatch):
-    monkeypatch.setitem(experiments.PAIRS, "res20_res8", PAIR)
+    monkeypatch.setitem(profiles.PAIRS, "res20_res8", PAIR)
     differences = report.largest_differences(agreement.losses("res20_res8", 16, 4, CPU))
     assert float(differences.set_index("path").loc["fast, from the plain weights"].iloc[0]) < 1e-4
 

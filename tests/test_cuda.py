@@ -14,9 +14,9 @@ from r2kd import (
     corruptions,
     data,
     evaluation,
-    experiments,
     models,
     parts,
+    profiles,
     robustness,
     runs,
     training,
@@ -268,7 +268,7 @@ def test_the_second_gpu_is_used_where_there_is_one():
 
 def test_the_pairs_of_the_paper_answer_in_bfloat16_as_in_float32():
     device = training.resolve_device("cuda")
-    for pair in experiments.PAIRS.values():
+    for pair in profiles.PAIRS.values():
         for name in pair:
             with seeded(0, "weights", name):
                 model = models.create(name, 10).to(device).eval()

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-SCALE = experiments.PROFILES["small"].scale
+SCALE = profiles.PROFILES["small"].scale
 
 
 def test_the_pairs_are_the_papers():
-    assert experiments.PAIRS == {
+    assert profiles.PAIRS == {
         "wrn402_wrn162": ("wrn_40_2", "wrn_16_2"),
         "res56_res20": ("resnet56", "resnet20"),
         "res32x4_res8x4": ("resnet32x4", "resnet8x4"),
@@ -55,9 +55,9 @@ def test_smoke_has_each_method_each_augmentation_with_and_without_pruning():
     assert len(made.seeds) == 2 and not made.seeds_of
 
 
-@pytest.mark.parametrize("profile", experiments.PROFILES)
+@pytest.mark.parametrize("profile", profiles.PROFILES)
 def test_what_crowded_figures_draw_and_what_verdicts_are_of_is_among_the_arms(profile):
-    made, of = study(profile), experiments.PROFILES[profile]
+    made, of = study(profile), profiles.PROFILES[profile]
     assert set(made.shown) < set(made.arms) and len(made.shown) == len(of.shown) >= 5
     assert set(of.verdicts) < set(made.arms) and made.reference == "cross-entropy"
     assert all(set(made.students(seed)) <= set(made.arms) for seed in made.seeds)
@@ -202,7 +202,7 @@ def test_the_ablation_trains_nothing_that_the_study_does_not(settings):
 
 
 def test_of_a_data_sets_recipe_and_a_profiles_scale_the_smaller_acts():
-    sizes = {name: study(name, dataset="digits").first for name in experiments.PROFILES}
+    sizes = {name: study(name, dataset="digits").first for name in profiles.PROFILES}
     assert {name: (c["train_images"], c["epochs"]) for name, c in sizes.items()} == {
         "smoke": (128, 1),
         "quick": (300, 20),

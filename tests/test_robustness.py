@@ -3,7 +3,20 @@
 from dataclasses import replace
 from functools import partial
 
-from r2kd import data, evaluation, experiments, models, parts, published, records, robustness, stats, teachers, tested
+from r2kd import (
+    data,
+    evaluation,
+    experiments,
+    models,
+    parts,
+    profiles,
+    published,
+    records,
+    robustness,
+    stats,
+    teachers,
+    tested,
+)
 from r2kd.robustness import Subject
 
 import pandas as pd
@@ -242,7 +255,7 @@ def test_tests_are_settings_of_a_study(tmp_path):
     usual = small(tmp_path, corruptions=None, attacks=None)
     other = small(tmp_path)
     assert experiments.study("quick").tests.corruptions == experiments.study("small").tests.attacks == "all"
-    assert usual.tests.corruptions == experiments.PROFILES["smoke"].tests["corruptions"]
+    assert usual.tests.corruptions == profiles.PROFILES["smoke"].tests["corruptions"]
     assert other.tests.corruptions == "fog+contrast"
     assert usual.name != other.name  # no two studies share a folder of figures
     assert list(usual.arms.values()) == list(other.arms.values())  # and what is tested trains nothing
