@@ -1,5 +1,6 @@
 """A study as data: a teacher, arms, seeds; what runs it and makes its tables. Its profiles are those of profiles.PROFILES."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -486,10 +487,14 @@ def tests_table(study: Study, images: ImageData, students: Iterable[Student]) ->
 
 
 def sources(study: Study, students: Iterable[Student]) -> str:
-    """What a caption adds where some of a study's students are not there yet, or not all of them were trained here."""
+    """What a caption adds where some of a study's students are not there yet, were not trained here, or not in one arithmetic."""
+    students = list(students)
     sources = [student.run.source for student in students]
     wanted, recorded = sum(len(study.students(seed)) for seed in study.seeds), sources.count("record")
     there = f"; {len(sources)} of the study's {wanted} students so far" if len(sources) < wanted else ""
+    kinds = Counter(student.run.machine.get("precision") for student in students)
+    computed = ", ".join(f"{count} in {kind}" for kind, count in kinds.items()) if len(kinds) > 1 else ""
+    there += f"; computed {computed}" if computed else ""
     return there + (f"; {recorded} students from their records" if recorded else "")
 
 
@@ -507,7 +512,7 @@ def arms_table(study: Study) -> pd.DataFrame:
 
 
 def results_table(students: Iterable[Student]) -> pd.DataFrame:
-    """A row a run: arm, seed, the last and the best epoch's test accuracy in percent, which epoch was best, and its source.
+    """A row a run: arm, seed, the last and the best epoch's test accuracy in percent, which epoch was best, its source and precision.
 
     With validation images also chosen_top1, chosen_epoch and validation_top1, of the epoch that they chose, and
     last_validation_top1.
@@ -516,7 +521,8 @@ def results_table(students: Iterable[Student]) -> pd.DataFrame:
     for student in students:
         result = student.run.result
         kept = {name: result[name] for name in runs.ACCURACIES if name in result}
-        rows.append(student.columns | kept | {"source": student.run.source})
+        how = {"source": student.run.source, "precision": student.run.machine.get("precision")}
+        rows.append(student.columns | kept | how)
     return pd.DataFrame(rows)
 
 

@@ -135,6 +135,13 @@ def comparisons(study: Study, results: pd.DataFrame, value: str = "last_top1") -
     return stats.compared(results, study.comparisons, value)
 
 
+def unlike_pairs(study: Study, results: pd.DataFrame) -> tuple[int, int]:
+    """(how many pairs of students of one seed the comparisons are made of, how many of those were not computed in one precision)."""
+    wide = results.pivot(index="seed", columns="arm", values="precision")
+    pairs = [wide[list(pair)].dropna() for pair in study.comparisons if set(pair) <= set(wide)]
+    return sum(map(len, pairs)), sum(int((both.nunique(axis=1) > 1).sum()) for both in pairs)
+
+
 def switch_effects(of: Study, results: pd.DataFrame, value: str) -> pd.DataFrame:
     """What each switch of experiments.ablation changes in `value`, top1 or another, against "released": its comparisons, one family.
 

@@ -117,7 +117,14 @@ class Run:
             row |= self.result | {
                 "curve": " ".join(map(repr, self.metrics["test_top1"].tolist())) if self.epochs else ""
             }
-        return row | _machine(self.starts)
+        return row | self.machine
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """Where it ran last, in what precision, by which commit."""
+        if self.record is not None:
+            return {name: self.record.get(name) for name in MACHINE}
+        return _machine(self.starts)
 
     @property
     def epochs(self) -> int:

@@ -441,6 +441,18 @@ def resolution(table: pd.DataFrame, family: int, seeds: int) -> str:
     )
 
 
+def arithmetic(results: pd.DataFrame, pairs: int, unlike: int) -> str:
+    """In what the students of a study were computed, and of how many pairs the two differ in it."""
+    kinds = results["precision"].value_counts()
+    if len(kinds) < 2:
+        return f"All {len(results)} students were computed in {kinds.index[0]}."
+    counted = _listed([f"{count} in {kind}" for kind, count in kinds.items()])
+    return (
+        f"{len(results)} students were computed: {counted}. In {unlike} of the {pairs} pairs of one seed that are compared, the two "
+        "differ in that."
+    )
+
+
 def power(floor: tuple[float, int] | None) -> str:
     """What so many seeds can find above a noise floor."""
     if floor is None:

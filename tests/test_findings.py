@@ -52,6 +52,16 @@ def test_of_arms_that_are_not_trained_yet_nothing_is_said(study):
     assert len(findings.comparisons(study, few)) == 3 and findings.comparisons(study, few[:0]).empty
 
 
+def test_pairs_of_students_that_were_not_computed_alike_are_counted(study):
+    arms = ("R2KD, released", "DKD", "DIST")
+    table = results(study, {}, seeds=3).query("arm in @arms").assign(precision="bfloat16")
+    assert findings.unlike_pairs(study, table) == (6, 0)
+    assert words.arithmetic(table, 6, 0) == "All 9 students were computed in bfloat16."
+    table.loc[(table["arm"] != "DIST") & (table["seed"] == 2), "precision"] = "bfloat16 in float32"
+    assert findings.unlike_pairs(study, table) == (6, 1)
+    assert "7 in bfloat16 and 2 in bfloat16 in float32. In 1 of the 6 pairs" in words.arithmetic(table, 6, 1)
+
+
 def test_without_an_identity_view_the_control_is_having_none():
     quick = experiments.study("quick")
     found = findings.grid(quick, results(quick, {"R2KD mixup": 2}, noise=1e-6))
