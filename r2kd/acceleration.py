@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -290,7 +290,11 @@ class Replayed:
 
 
 def clear_frames(error: BaseException) -> None:
-    """Let go of what the functions held that an error came through: activations, on a GPU."""
+    """Let go of what the functions held that an error came through, and those that called them: activations, on a GPU."""
     while error is not None:
-        traceback.clear_frames(error.__traceback__)
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            while frame is not None:
+                with suppress(RuntimeError):  # it is still at work
+                    frame.clear()
+                frame = frame.f_back
         error = error.__context__

@@ -53,8 +53,8 @@ def test_of_arms_that_are_not_trained_yet_nothing_is_said(study):
 
 
 def test_pairs_of_students_that_were_not_computed_alike_are_counted(study):
-    arms = ("R2KD, released", "DKD", "DIST")
-    table = results(study, {}, seeds=3).query("arm in @arms").assign(precision="bfloat16")
+    few = results(study, {}, seeds=3).query("arm in ['R2KD, released', 'DKD', 'DIST']")
+    table = few.assign(precision="bfloat16")
     assert findings.unlike_pairs(study, table) == (6, 0)
     assert words.arithmetic(table, 6, 0) == "All 9 students were computed in bfloat16."
     table.loc[(table["arm"] != "DIST") & (table["seed"] == 2), "precision"] = "bfloat16 in float32"
