@@ -350,7 +350,8 @@ def grid(table: pd.DataFrame, where: str = "On clean images") -> Figure:
     axes.set_yticks(range(len(contrasts)), [f"{c}: view minus control" if c in gains else c for c in contrasts])
     axes.set_xticks(range(len(views)), views)
     axes.set_xlabel(
-        "second view (control: identity, where it was trained)\n* bold: told apart from 0, Holm-adjusted over all cells"
+        "second view (control: identity, where it was trained)\n"
+        "* bold: told apart from 0, Holm-adjusted over all cells of views, and over those of their mean"
     )
     axes.grid(False)
     return figure

@@ -12,7 +12,7 @@ import pandas as pd
 from . import records, stats
 from .augmentation import AUGMENTATIONS, PICKED
 from .experiments import Study
-from .profiles import CHANGES, GRID, PULLS, setting, subsets
+from .profiles import CHANGES, GRID, MEAN, PULLS, setting, subsets
 from .tested import ARM
 
 RADII = (0.5, 1, 2)  # in 1/255, of the attack that comparisons are made under: beyond them all are near 0
@@ -39,7 +39,8 @@ def grid(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.Da
 
     kind "view": what a view adds to a distance beyond a second view that changes nothing (where there is none, beyond one
     view); "one view": what having no second view adds; "distance": the second distance minus the first under a view;
-    "interaction": what a view adds to the second minus what it adds to the first.
+    "interaction": what a view adds to the second minus what it adds to the first. Of the kinds view and interaction the last
+    rows, with MEAN as their view, are the means over all augmentations, where all are there: a family of their own.
     """
     arms = grid_arms(study)
     wide = results.pivot_table(index="seed", columns="arm", values=value).reindex(columns=[*arms.values()])
@@ -62,6 +63,24 @@ def grid(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.Da
             pair = [gains[known].get(view) for known in (method, methods[0])]
             if AUGMENTATIONS[view].drawn and pair[0] is not None and pair[1] is not None:
                 cells.append((f"gain, {name}", "interaction", view, pair[0] - pair[1]))
+    tables = [stats.judged(_intervals(family), family=len(family)) for family in (cells, _means(cells))]
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+
+
+Cell = tuple[str, str, str, pd.Series]  # contrast, kind, view, and the difference by seed
+
+
+def _means(cells: list[Cell]) -> list[Cell]:
+    """Of the cells of views that augment, for each contrast and kind that has all of them."""
+    wanted = {view for view in GRID if AUGMENTATIONS[view].drawn and not AUGMENTATIONS[view].control}
+    of: dict[tuple[str, str], dict[str, pd.Series]] = {}
+    for contrast, kind, view, difference in cells:
+        if kind in ("view", "interaction") and view in wanted:
+            of.setdefault((contrast, kind), {})[view] = difference
+    return [(*key, MEAN, sum(views.values()) / len(wanted)) for key, views in of.items() if len(views) == len(wanted)]
+
+
+def _intervals(cells: list[Cell]) -> pd.DataFrame:
     keys = ["contrast", "kind", "view"]
     rows = [
         stats.mean_interval(
@@ -70,8 +89,7 @@ def grid(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.Da
         for contrast, kind, view, difference in cells
         if difference.notna().any()
     ]
-    found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*keys, "mean", "n", "half_width"])
-    return stats.judged(found, family=len(cells))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*keys, "mean", "n", "half_width"])
 
 
 def weights(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.DataFrame:

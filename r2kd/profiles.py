@@ -38,6 +38,7 @@ MATCHED = (  # arms of the study that differ in distance, and KL divergence has 
 )
 ONE_VIEW = (("R2KD", "DKD"), ("R2KD", "DIST"))  # arms of one view and the dense teacher, all three
 GRID = ("none", "identity", *VIEWS[1:])  # and what a second view changes by itself
+MEAN = "mean"  # in the place of a view: over all that augment
 CHANGES = {  # of R2KD as released, which a better setting may have; at 16 the soft rank's gradient is, at first, of the value term's size at 2
     "value 4": "method.value_weight=4",
     "soft rank": "method.rank=soft method.rank_weight=16",
@@ -106,6 +107,8 @@ def study_arms(epochs: int) -> dict[str, str]:
     Weights. Each distance at its own weight (KD 1, R2KD's value 2), at one where its gradient is nearer to the other's at its own
     (KD 4, R2KD 0.5), and at twice the larger. At 1 and 2 R2KD's gradient is 1.8 to 3.7 times KD's, so at the nearer ones KD's is the
     larger, by up to 2.2 (benchmarks/pulls.csv: one seed, the first 30 epochs).
+    One question. Augmentation as a whole is the mean over the five views: of KD, of R2KD, of their difference, one family of three. That
+    was said when five seeds of mixup, cutmix and cutmixpick were known, and none of cutout and autoaug.
     Looks. The tables were read, and committed, while seeds came in: at 1, 3, 4, 5 and 6 of 10. How many there would be was said
     before, but for what was added after six: the arms of weight (five more seeds, decided when five had not told them apart), and
     R2KD with one view against DKD and DIST. A test at 5 and again at 10 seeds has about 9 false calls in 100, not 5.

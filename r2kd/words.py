@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from . import stats, tables
-from .profiles import MATCHED, ONE_VIEW
+from .profiles import MATCHED, MEAN, ONE_VIEW
 
 MEASURED = {
     "corrupted": "Under corruption",
@@ -387,10 +387,12 @@ def views(table: pd.DataFrame) -> list[str]:
             continue
         told = rows[rows["verdict"] != "too few seeds"]
         cells = [
-            f"{row.view} {row.mean:+.1f} ± {row.half_width:.1f}{' *' if row.verdict in ('higher', 'lower') else ''}"
+            f"{'their mean' if row.view == MEAN else row.view} {row.mean:+.1f} ± {row.half_width:.1f}"
+            f"{' *' if row.verdict in ('higher', 'lower') else ''}"
             for row in told.itertuples()
         ]
-        if few := list(rows.loc[rows["verdict"] == "too few seeds", "view"]):
+        few = rows.loc[rows["verdict"] == "too few seeds", "view"]
+        if few := [view for view in few if view != MEAN]:
             cells.append(f"{_listed(few)} {'has' if len(few) == 1 else 'have'} too few seeds yet")
         apart = int(told["verdict"].isin(["higher", "lower"]).sum())
         stars = f"{apart} told apart from 0 (*)" if apart else "none told apart from 0"

@@ -41,7 +41,21 @@ def test_a_view_is_compared_with_the_identity_view_by_seed(study):
     )
     assert cells["R2KD - KD", "identity"] == pytest.approx(-1, abs=1e-4)
     assert cells["gain, R2KD - KD", "mixup"] == pytest.approx(-2, abs=1e-4)
-    assert found["n"].eq(6).all() and len(found) == 6 + 6 + 7 + 5
+    assert cells["KD", "mean"] == pytest.approx((2 - 4) / 5, abs=1e-4)
+    assert cells["R2KD", "mean"] == pytest.approx(-1 / 5, abs=1e-4)
+    assert cells["gain, R2KD - KD", "mean"] == pytest.approx(1 / 5, abs=1e-4)
+    assert found["n"].eq(6).all() and len(found) == 6 + 6 + 7 + 5 + 3
+
+
+def test_the_means_over_the_views_are_a_family_of_their_own_of_seeds_that_have_all_of_them(study):
+    table = results(study, {"R2KD mixup": 5}, noise=1).query("arm != 'R2KD autoaug' or seed < 4")
+    whole = findings.grid(study, table).query("view == 'mean'").set_index("contrast")
+    assert whole["n"].to_dict() == {"KD": 6, "R2KD": 4, "gain, R2KD - KD": 4}
+    alone = stats.judged(whole.drop(columns=["p", "p_holm", "verdict"]), family=3)
+    assert whole["p_holm"].tolist() == alone["p_holm"].tolist()
+    without = findings.grid(study, table.query("arm != 'KD cutout'"))
+    assert without.query("view == 'mean'")["contrast"].tolist() == ["R2KD"]
+    assert "their mean" in words.views(findings.grid(study, table))[1]
 
 
 def test_of_arms_that_are_not_trained_yet_nothing_is_said(study):
