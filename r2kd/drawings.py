@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from . import stats, words
+from .profiles import MEAN
 
 COLOURS = sns.color_palette("colorblind").as_hex()
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
@@ -333,8 +334,9 @@ def grid_corrupted(table: pd.DataFrame) -> Figure:
 def grid(table: pd.DataFrame, where: str = "On clean images") -> Figure:
     """A cell is a difference paired by seed: what a view adds to a distance, which distance is ahead, and what a view adds more to the one."""
     contrasts = list(dict.fromkeys(table["contrast"]))
-    views = max((list(rows["view"]) for _, rows in table.groupby("contrast")), key=len)
-    views += [view for view in dict.fromkeys(table["view"]) if view not in views]
+    single = table[table["view"] != MEAN]
+    views = max((list(rows["view"]) for _, rows in single.groupby("contrast")), key=len)
+    views += [view for view in dict.fromkeys([*single["view"], *table["view"]]) if view not in views]
     title = f"{where}: what a view adds, and which distance is ahead ({_seeds(table)}, paired; points ± 95 % interval)"
     figure, (axes,) = _figure(table, title, size=(9.4, 0.62 * len(contrasts) + 2.1))
     wide = table.pivot(index="contrast", columns="view", values="mean").loc[contrasts, views]
