@@ -270,7 +270,7 @@ def search(table: pd.DataFrame) -> Figure:
     figure, (axes,) = _figure(
         table, f"Searched, on validation images ({_seeds(table)})", size=(7, 0.26 * len(table) + 2)
     )
-    _dots(axes, table, "mean", "validation accuracy of the chosen epoch (%)\nbars: 95 % interval; dots: seeds")
+    _dots(axes, table, "mean", "validation accuracy of the last epoch (%)\nbars: 95 % interval; dots: seeds")
     return figure
 
 
@@ -447,7 +447,8 @@ def answer_spread_gain(table: pd.DataFrame) -> Figure:
                 markersize=7,
             )
         panel.axhline(0, color="0.3", linewidth=1)
-        panel.set_title(f"{method}: rank correlation {rows['rank_correlation'].iloc[0]:+.2f} over {len(rows)} views")
+        found, over = rows["rank_correlation"].iloc[0], rows["views"].iloc[0]
+        panel.set_title(method + (f": rank correlation {found:+.2f} over {over:.0f} views" if pd.notna(found) else ""))
         panel.set_xlabel("standard deviation of the teacher's\nmean probability (%)")
     axes[0].set_ylabel("gain of the view over its\ncontrol (points)")
     axes[0].legend(fontsize=8)

@@ -498,6 +498,13 @@ def sources(study: Study, students: Iterable[Student]) -> str:
     return there + (f"; {recorded} students from their records" if recorded else "")
 
 
+def share_tested(students: Iterable[Student], tests: pd.DataFrame) -> str:
+    """What a caption adds where not all of them have been tested: of these, how many stand in `tests`."""
+    called, known = [(s.arm, s.config.seed) for s in students], set(zip(tests["arm"], tests["seed"], strict=True))
+    there = sum(name in known for name in called)
+    return f"; {there} of them tested" if there < len(called) else ""
+
+
 def arms_table(study: Study) -> pd.DataFrame:
     """A row an arm, by its label: the options of its method, its view and its pruning that act; empty where it has none."""
     rows = {}
@@ -523,7 +530,7 @@ def results_table(students: Iterable[Student]) -> pd.DataFrame:
         kept = {name: result[name] for name in runs.ACCURACIES if name in result}
         how = {"source": student.run.source, "precision": student.run.machine.get("precision")}
         rows.append(student.columns | kept | how)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else [*ARM, "seed", *runs.ACCURACIES, "source", "precision"])
 
 
 def curves_table(students: Iterable[Student]) -> pd.DataFrame:

@@ -4,7 +4,9 @@
 family of verdicts is one table, Holm-adjusted in it; see stats.judged.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +17,7 @@ from .experiments import Study
 from .profiles import CHANGES, GRID, MEAN, PULLS, setting, subsets
 from .tested import ARM
 
+CORRELATED = ("rank_correlation", "p", "views")
 RADII = (0.5, 1, 2)  # in 1/255, of the attack that comparisons are made under: beyond them all are near 0
 
 
@@ -42,6 +45,20 @@ def grid(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.Da
     "interaction": what a view adds to the second minus what it adds to the first. Of the kinds view and interaction the last
     rows, with MEAN as their view, are the means over all augmentations, where all are there: a family of their own.
     """
+    cells = _cells(study, results, value)
+    tables = [stats.judged(_intervals(family), family=len(family)) for family in (cells, _means(cells, twin(study)))]
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+
+
+def grid_family(study: Study) -> int:
+    """How many cells the grid was designed with, but for the means over the views."""
+    return len(_cells(study, pd.DataFrame({"seed": [], "arm": [], "last_top1": []}), "last_top1"))
+
+
+Cell = tuple[str, str, str, pd.Series]  # contrast, kind, view, and the difference by seed
+
+
+def _cells(study: Study, results: pd.DataFrame, value: str) -> list[Cell]:
     arms = grid_arms(study)
     wide = results.pivot_table(index="seed", columns="arm", values=value).reindex(columns=[*arms.values()])
     methods = list(dict.fromkeys(method for method, _ in arms))
@@ -49,7 +66,7 @@ def grid(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.Da
     cells = []
     for method in methods:
         mine = {view: arms[(method, view)] for view in GRID if (method, view) in arms}
-        control = min(mine, key=lambda view: (not AUGMENTATIONS[view].control, AUGMENTATIONS[view].drawn))
+        control = _control(mine)
         gains[method] = {view: wide[arm] - wide[mine[control]] for view, arm in mine.items() if view != control}
         for view, gain in gains[method].items():
             cells.append((method, "view" if AUGMENTATIONS[view].drawn else "one view", view, gain))
@@ -63,21 +80,27 @@ def grid(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.Da
             pair = [gains[known].get(view) for known in (method, methods[0])]
             if AUGMENTATIONS[view].drawn and pair[0] is not None and pair[1] is not None:
                 cells.append((f"gain, {name}", "interaction", view, pair[0] - pair[1]))
-    tables = [stats.judged(_intervals(family), family=len(family)) for family in (cells, _means(cells))]
-    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+    return cells
 
 
-Cell = tuple[str, str, str, pd.Series]  # contrast, kind, view, and the difference by seed
+def twin(study: Study) -> dict[str, str]:
+    """{"cutmixpick": "cutmix"} where the one is the other with draws of its own: as released it keeps every image of a batch of up to
+    64; else empty."""
+    picked = next((arm for (_, view), arm in grid_arms(study).items() if view == "cutmixpick"), None)
+    alike = picked and study.arms[picked]["pick"] == "before" and study.first.recipe.batch_size <= PICKED
+    return {"cutmixpick": "cutmix"} if alike else {}
 
 
-def _means(cells: list[Cell]) -> list[Cell]:
-    """Of the cells of views that augment, for each contrast and kind that has all of them."""
-    wanted = {view for view in GRID if AUGMENTATIONS[view].drawn and not AUGMENTATIONS[view].control}
-    of: dict[tuple[str, str], dict[str, pd.Series]] = {}
+def _means(cells: list[Cell], twins: Mapping[str, str]) -> list[Cell]:
+    """Over the views that augment, of each contrast and kind that has all of them; two that are one view count as one, their mean."""
+    wanted = [view for view in GRID if AUGMENTATIONS[view].drawn and not AUGMENTATIONS[view].control]
+    own = [twins.get(view, view) for view in wanted]
+    weight = {view: 1 / (len(set(own)) * own.count(of)) for view, of in zip(wanted, own, strict=True)}
+    there: dict[tuple[str, str], dict[str, pd.Series]] = {}
     for contrast, kind, view, difference in cells:
-        if kind in ("view", "interaction") and view in wanted:
-            of.setdefault((contrast, kind), {})[view] = difference
-    return [(*key, MEAN, sum(views.values()) / len(wanted)) for key, views in of.items() if len(views) == len(wanted)]
+        if kind in ("view", "interaction") and view in weight:
+            there.setdefault((contrast, kind), {})[view] = weight[view] * difference
+    return [(*key, MEAN, sum(views.values())) for key, views in there.items() if len(views) == len(wanted)]
 
 
 def _intervals(cells: list[Cell]) -> pd.DataFrame:
@@ -135,15 +158,14 @@ def searched_changes(results: pd.DataFrame, value: str = "last_validation_top1")
 
 
 def twice(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.DataFrame:
-    """What chance alone does to a paired difference: a distance with the same view drawn twice, as cutmixpick minus cutmix.
+    """What chance alone does to a paired difference: a distance with the same view drawn twice, as cutmixpick minus cutmix; see `twin`.
 
-    As released cutmixpick keeps every image of a batch of up to 64: it is cutmix with draws of its own. arm (the method), mean,
-    half_width, n, each; empty where the grid does not have both, or picks.
+    arm (the method), mean, half_width, n, each; empty where the grid does not have both, or picks.
     """
     arms, rows = grid_arms(study), []
-    for method in dict.fromkeys(method for method, _ in arms):
-        mixed, picked = (arms.get((method, view)) for view in ("cutmix", "cutmixpick"))
-        if mixed and picked and study.arms[picked]["pick"] == "before" and study.first.recipe.batch_size <= PICKED:
+    for method, (view, other) in product(dict.fromkeys(method for method, _ in arms), twin(study).items()):
+        picked, mixed = arms.get((method, view)), arms.get((method, other))
+        if picked and mixed:
             rows.append(stats.paired_difference(results, picked, mixed, value).assign(arm=method))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["arm", "mean", "half_width", "n"])
 
@@ -154,10 +176,34 @@ def comparisons(study: Study, results: pd.DataFrame, value: str = "last_top1") -
 
 
 def unlike_pairs(study: Study, results: pd.DataFrame) -> tuple[int, int]:
-    """(how many pairs of students of one seed the comparisons are made of, how many of those were not computed in one precision)."""
-    wide = results.pivot(index="seed", columns="arm", values="precision")
-    pairs = [wide[list(pair)].dropna() for pair in study.comparisons if set(pair) <= set(wide)]
+    """(how many pairs of students of one seed the comparisons and the grid are made of, how many of those were not computed in one
+    precision)."""
+    there = results.assign(precision=results["precision"].fillna("unknown"))
+    wide = there.pivot(index="seed", columns="arm", values="precision")
+    asked = dict.fromkeys((*study.comparisons, *_grid_pairs(study)))
+    pairs = [wide[list(pair)].dropna() for pair in asked if set(pair) <= set(wide)]
     return sum(map(len, pairs)), sum(int((both.nunique(axis=1) > 1).sum()) for both in pairs)
+
+
+def _grid_pairs(study: Study) -> list[tuple[str, str]]:
+    """The arms of the grid that are subtracted from each other: a view and its control, and two distances under a view."""
+    arms = grid_arms(study)
+    controls = {method: _control({view for of, view in arms if of == method}) for method, _ in arms}
+    pairs = [(arm, arms[method, controls[method]]) for (method, view), arm in arms.items() if view != controls[method]]
+    methods = list(controls)
+    return pairs + [
+        (arm, arms[methods[0], view])
+        for (method, view), arm in arms.items()
+        if method != methods[0] and (methods[0], view) in arms
+    ]
+
+
+def _control(views: Collection[str]) -> str:
+    """Of these, the one that the others are held against: identity where it is there, else no second view."""
+    return min(
+        (view for view in GRID if view in views),
+        key=lambda view: (not AUGMENTATIONS[view].control, AUGMENTATIONS[view].drawn),
+    )
 
 
 def switch_effects(of: Study, results: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -177,11 +223,16 @@ def switch_effects(of: Study, results: pd.DataFrame, value: str) -> pd.DataFrame
 def robust_comparisons(study: Study, summary: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
     """The same comparisons, a family for each measure: corrupted, residual (at equal clean accuracy) and attacked, in points.
 
-    summary: tested.summary. attacked: under PGD in the cube at each of RADII, one family; `radius` says which.
+    summary: tested.summary. residual_compared: by a line through the compared arms alone, as a few students far from them may hold
+    the slope; `slope` says both. attacked: under PGD in the cube at each of RADII, one family; `radius` says which.
     """
-    tables = [
-        comparisons(study, summary, name).assign(measure=name) for name in ("corrupted", "residual") if len(summary)
-    ]
+    tables = []
+    if len(summary):
+        among = stats.at_equal_clean(summary, through={arm for pair in study.comparisons for arm in pair})
+        tables.append(comparisons(study, summary, "corrupted").assign(measure="corrupted"))
+        for name, students in {"residual": summary, "residual_compared": among}.items():
+            table = comparisons(study, students, "residual")
+            tables.append(table.assign(measure=name, slope=students["slope"].iloc[0]))
     rows = tests[(tests["test"] == "attack") & (tests["name"] == "pgd") & tests["level"].isin(RADII)]
     attacked = [comparisons(study, at, "top1").assign(radius=radius) for radius, at in rows.groupby("level")]
     if attacked:
@@ -205,22 +256,25 @@ def measures(results: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def spread_and_gain(spread: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+def spread_and_gain(spread: pd.DataFrame, table: pd.DataFrame, twins: Collection[str] = ()) -> pd.DataFrame:
     """What the teacher's test says of a view beside what the view adds to students: a row for each view and distance of the grid.
 
     spread: the table of the figure answer_spread (view, teacher, rate, and mean and half_width in percent), of which the dense
-    teacher counts. table: `grid`. Columns: method, view, spread and spread_half_width, mean, half_width, n (of the gain, in points),
-    and the method's rank_correlation over the views.
+    teacher counts. table: `grid`. twins: `twin`, views that are another once more. Columns: method, view, spread and
+    spread_half_width, mean, half_width, n (of the gain, in points), and of the method CORRELATED, over the views that are no twins; of
+    fewer than five, where no order has a p below 0.05, they are missing.
     """
     dense = spread.loc[spread["rate"] == 0, ["view", "mean", "half_width"]]
     dense = dense.rename(columns={"mean": "spread", "half_width": "spread_half_width"})
     gains = table[table["kind"] == "view"].rename(columns={"contrast": "method"})
     joined = gains.merge(dense, on="view")
-    ranks = {
-        method: rows["spread"].rank().corr(rows["mean"].rank()) for method, rows in joined.groupby("method", sort=False)
-    }
+    own = joined[~joined["view"].isin(twins)].groupby("method", sort=False)
+    ranks = {method: stats.rank_correlation(rows["spread"], rows["mean"]) for method, rows in own if len(rows) >= 5}
     columns = ["method", "view", "spread", "spread_half_width", "mean", "half_width", "n"]
-    return joined[columns].assign(rank_correlation=joined["method"].map(ranks))
+    found = {
+        name: joined["method"].map({method: of[i] for method, of in ranks.items()}) for i, name in enumerate(CORRELATED)
+    }
+    return joined[columns].assign(**found)
 
 
 def noise_floor(path: Path) -> tuple[float, int] | None:

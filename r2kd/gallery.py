@@ -12,7 +12,7 @@ HEAD = """# Figures
 
 Written by `python run_all.py --figures-only` from the tables beside the figures, and held to them by a test. Below each figure: how it is
 read, and *what one sees*, computed from its table. Error bars are 95 % *t*-intervals over seeds unless a figure says otherwise; "told apart",
-"above" and "below" are Holm-adjusted over a family: the figure, or, where its panels are of different measures, each measure. Other sentences only
+"above" and "below" are Holm-adjusted over a family: the figure, or, where its panels are of different measures, each measure; of a grid, its cells and its means. Other sentences only
 put means in their order, of three seeds or more where there are such; means in an order may be the same.
 
 A CSV is read by `pandas.read_csv`, and one figure is drawn again by `r2kd.figures.redraw(path, ("pdf",))`. A row of `records.csv` is a

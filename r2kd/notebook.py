@@ -18,6 +18,7 @@ from . import (
     findings,
     losses,
     models,
+    profiles,
     pruning,
     published,
     randomness,

@@ -101,17 +101,19 @@ def study_arms(epochs: int) -> dict[str, str]:
     What follows is of `small`; `paper` has the same arms at the full scale, with fewer seeds.
     Scale. 2,500 images and 120 epochs, by the pilot (figures/cifar100/pilot): there the student on labels alone has converged (twice
     the epochs add 1.4 points, and its test loss rises), with more images it has not. The teacher has seen all 50,000.
-    Seeds. 10 for what carries a verdict, 5 for the others. The same method in two precisions differs by 0.48 points from seed to
+    Seeds. 10 for the arms of the comparisons, 5 for the others: the grid's verdicts are of 5. The same method in two precisions differs by 0.48 points from seed to
     seed, which no pairing takes away: 10 seeds then find a difference of 0.48 points with 80 % chance, 5 of 0.81. (That was before the
     runs, and too hopeful: findings.twice and words.resolution say what the study itself can see.)
     Weights. Each distance at its own weight (KD 1, R2KD's value 2), at one where its gradient is nearer to the other's at its own
     (KD 4, R2KD 0.5), and at twice the larger. At 1 and 2 R2KD's gradient is 1.8 to 3.7 times KD's, so at the nearer ones KD's is the
     larger, by up to 2.2 (benchmarks/pulls.csv: one seed, the first 30 epochs).
-    One question. Augmentation as a whole is the mean over the five views: of KD, of R2KD, of their difference, one family of three. That
-    was said when five seeds of mixup, cutmix and cutmixpick were known, and none of cutout and autoaug.
-    Looks. The tables were read, and committed, while seeds came in: at 1, 3, 4, 5 and 6 of 10. How many there would be was said
+    One question. Augmentation as a whole is the mean over the views (cutmix and the released cutmixpick are one, findings.twin): of KD, of
+    R2KD, of their difference, one family of three; clean, and under corruption. That was said when five seeds of mixup, cutmix and
+    cutmixpick were known, which lean to R2KD, and none of cutout and autoaug.
+    Looks. The tables were read, and committed, while seeds came in: at each number from 1 to 8 of 10. How many there would be was said
     before, but for what was added after six: the arms of weight (five more seeds, decided when five had not told them apart), and
-    R2KD with one view against DKD and DIST. A test at 5 and again at 10 seeds has about 9 false calls in 100, not 5.
+    R2KD with one view against DKD and DIST. A test at 5 and again at 10 seeds has about 9 false calls in 100, not 5;
+    one that is read at each number from 3 to 10 has 17.
     Reading. The last epoch on all 10,000 test images; 1,000 validation images, balanced too, choose an epoch to compare with. Test
     images are looked at in the last 0.4 of the epochs only, where every best epoch of the pilot was.
     """

@@ -1,6 +1,7 @@
 """Intervals over seeds, paired differences, robustness to corruptions, and what may be said of them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -133,11 +134,13 @@ def _check_arm(table: pd.DataFrame, arm: str) -> None:
         raise ValueError(f"no arm {arm!r}; there are {', '.join(map(str, table['arm'].unique()))}")
 
 
-def at_equal_clean(summary: pd.DataFrame, value: str = "corrupted") -> pd.DataFrame:
+def at_equal_clean(
+    summary: pd.DataFrame, value: str = "corrupted", through: Collection[str] | None = None
+) -> pd.DataFrame:
     """A copy of a table of students with `residual`, `value` minus what clean accuracy predicts, and `slope`.
 
-    The prediction is one least-squares line of `value` on `clean` through all rows, after the effective robustness of
-    Taori et al., NeurIPS 2020. So a residual is relative to the other students of the table and changes with them, and
+    The prediction is one least-squares line of `value` on `clean` through all rows, or those of the arms `through`, after the
+    effective robustness of Taori et al., NeurIPS 2020. So a residual is relative to the other students of the table and changes with them, and
     the slope (units of `value` a point, the same in every row) is of differences between students: it says nothing of
     what more clean accuracy would do to one. mean_interval of `residual` by arm says which arm is better than its
     clean accuracy explains.
@@ -145,11 +148,20 @@ def at_equal_clean(summary: pd.DataFrame, value: str = "corrupted") -> pd.DataFr
     Rows where either is missing count for nothing and have no residual. Both columns are NaN with fewer than three
     rows that count, or where `clean` is the same in all.
     """
-    known = summary[["clean", value]].dropna()
+    drawn = summary if through is None else summary[summary["arm"].isin(through)]
+    known = drawn[["clean", value]].dropna()
     slope = intercept = np.nan
     if len(known) >= 3 and np.ptp(known["clean"]) > 1e-9:
         slope, intercept = np.polyfit(known["clean"], known[value], 1)
     return summary.assign(residual=summary[value] - (slope * summary["clean"] + intercept), slope=slope)
+
+
+def rank_correlation(one: pd.Series, other: pd.Series) -> tuple[float, float, int]:
+    """(Spearman's, the share of all orders whose is at least as far from 0, how many values): of a few, all orders are tried."""
+    ranks, others = one.rank().reset_index(drop=True), other.rank().reset_index(drop=True)
+    found = ranks.corr(others)
+    orders = [abs(ranks.corr(pd.Series(order))) for order in permutations(others)]
+    return found, sum(far >= abs(found) - 1e-9 for far in orders) / len(orders), len(one)
 
 
 def compared(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], value: str) -> pd.DataFrame:

@@ -4,7 +4,6 @@ A sentence names extremes and intervals; where a family of verdicts stands in th
 """
 
 from collections.abc import Callable, Iterable
-from itertools import permutations
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +13,8 @@ from .profiles import MATCHED, MEAN, ONE_VIEW
 
 MEASURED = {
     "corrupted": "Under corruption",
-    "residual": "Beyond what clean accuracy explains",
+    "residual": "Beyond what clean accuracy explains, by a line through all students",
+    "residual_compared": "The same, by a line through those that are compared",
     "attacked": "Under PGD",
 }
 JUDGED = {"higher": "supported", "lower": "contradicted", "not told apart": "not told apart from 0"}
@@ -166,7 +166,8 @@ def measured(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         if name == "attacked":
             parts |= {f"{MEASURED[name]} at {radius:g}/255": at for radius, at in rows.groupby("radius")}
         else:
-            parts[MEASURED[name]] = rows
+            slope = rows["slope"].iloc[0] if "slope" in rows else float("nan")
+            parts[MEASURED[name] + (f" (slope {slope:.2f})" if pd.notna(slope) else "")] = rows
     return parts
 
 
@@ -185,7 +186,7 @@ def distance_weights(table: pd.DataFrame) -> str:
         f"{method} {', '.join(f'{value(row)} at weight {row.weight:g}' for _, row in rows.iterrows())}"
         for method, rows in table.groupby("arm", sort=False)
     ]
-    return f"{'; '.join(said)}. Which of them are told apart stands in the comparisons."
+    return f"{'; '.join(said)}. Of the first two pairs the comparisons have a verdict."
 
 
 def pruning_gain(table: pd.DataFrame) -> str:
@@ -211,22 +212,13 @@ def answer_spread_gain(table: pd.DataFrame) -> str:
     """Whether the views of a lower spread are those that add more: rank correlations, and how often chance alone gives as much."""
     said = []
     for method, rows in table.groupby("method", sort=False):
-        if len(rows) < 5:  # of four views no order has a p below 0.05
-            continue
-        found, p = rows["rank_correlation"].iloc[0], _chance(rows)
-        said.append(f"{method}: rank correlation {found:+.2f} over {len(rows)} views (p = {p:.2f})")
+        if pd.notna((first := rows.iloc[0])["rank_correlation"]):
+            over = f"over {first['views']:.0f} views (p = {first['p']:.2f})"
+            said.append(f"{method}: rank correlation {first['rank_correlation']:+.2f} {over}")
     return (
         f"Spread against gain: {'; '.join(said) or 'too few views to say'}. Claimed is a negative one: the lower the spread, the better "
         "the students."
     )
-
-
-def _chance(rows: pd.DataFrame) -> float:
-    """The share of all orders of the views whose rank correlation is at least as far from 0."""
-    spread, gain = rows["spread"].rank(), rows["mean"].rank()
-    found = abs(spread.corr(gain))
-    orders = [abs(spread.corr(pd.Series(order, index=spread.index))) for order in permutations(gain)]
-    return sum(other >= found - 1e-9 for other in orders) / len(orders)
 
 
 def robustness(table: pd.DataFrame) -> str:
@@ -394,8 +386,10 @@ def views(table: pd.DataFrame) -> list[str]:
         few = rows.loc[rows["verdict"] == "too few seeds", "view"]
         if few := [view for view in few if view != MEAN]:
             cells.append(f"{_listed(few)} {'has' if len(few) == 1 else 'have'} too few seeds yet")
-        apart = int(told["verdict"].isin(["higher", "lower"]).sum())
-        stars = f"{apart} told apart from 0 (*)" if apart else "none told apart from 0"
+        apart = told[told["verdict"].isin(["higher", "lower"])]
+        counted = [str(count)] if (count := int((apart["view"] != MEAN).sum())) else []
+        counted += ["the mean"] if (apart["view"] == MEAN).any() else []
+        stars = f"{_listed(counted)} told apart from 0 (*)" if counted else "none told apart from 0"
         whose = name if kind == "view" else " more than to ".join(name.removeprefix("gain, ").split(" - "))
         said.append(f"Added to {whose}: {', '.join(cells)}{f'; {stars}' if len(told) else ''}.")
     return said
@@ -445,13 +439,13 @@ def resolution(table: pd.DataFrame, family: int, seeds: int) -> str:
 
 def arithmetic(results: pd.DataFrame, pairs: int, unlike: int) -> str:
     """In what the students of a study were computed, and of how many pairs the two differ in it."""
-    kinds = results["precision"].value_counts()
+    kinds = results["precision"].fillna("an unknown precision").value_counts()
     if len(kinds) < 2:
         return f"All {len(results)} students were computed in {kinds.index[0]}."
     counted = _listed([f"{count} in {kind}" for kind, count in kinds.items()])
     return (
-        f"{len(results)} students were computed: {counted}. In {unlike} of the {pairs} pairs of one seed that are compared, the two "
-        "differ in that."
+        f"{len(results)} students were computed: {counted}. In {unlike} of the {pairs} pairs of one seed that are compared, here or in "
+        "the grid, the two differ in that."
     )
 
 

@@ -41,10 +41,14 @@ def test_a_view_is_compared_with_the_identity_view_by_seed(study):
     )
     assert cells["R2KD - KD", "identity"] == pytest.approx(-1, abs=1e-4)
     assert cells["gain, R2KD - KD", "mixup"] == pytest.approx(-2, abs=1e-4)
-    assert cells["KD", "mean"] == pytest.approx((2 - 4) / 5, abs=1e-4)
-    assert cells["R2KD", "mean"] == pytest.approx(-1 / 5, abs=1e-4)
-    assert cells["gain, R2KD - KD", "mean"] == pytest.approx(1 / 5, abs=1e-4)
+    assert cells["KD", "mean"] == pytest.approx((2 - 3) / 4, abs=1e-4)  # cutmix and cutmixpick are one of four
+    assert cells["R2KD", "mean"] == pytest.approx(-1 / 4, abs=1e-4)
+    assert cells["gain, R2KD - KD", "mean"] == pytest.approx(0, abs=1e-4)
     assert found["n"].eq(6).all() and len(found) == 6 + 6 + 7 + 5 + 3
+    assert findings.grid_family(study) == 6 + 6 + 7 + 5
+    picking = experiments.study("small", batch_size=128)
+    mixed = findings.grid(picking, results(picking, {"KD cutmix": 5}, noise=1e-6)).set_index(["contrast", "view"])
+    assert mixed["mean"]["KD", "mean"] == pytest.approx(1, abs=1e-4)  # there they are two of five
 
 
 def test_the_means_over_the_views_are_a_family_of_their_own_of_seeds_that_have_all_of_them(study):
@@ -74,6 +78,28 @@ def test_pairs_of_students_that_were_not_computed_alike_are_counted(study):
     table.loc[(table["arm"] != "DIST") & (table["seed"] == 2), "precision"] = "bfloat16 in float32"
     assert findings.unlike_pairs(study, table) == (6, 1)
     assert "7 in bfloat16 and 2 in bfloat16 in float32. In 1 of the 6 pairs" in words.arithmetic(table, 6, 1)
+    table.loc[table["arm"] == "DIST", "precision"] = None
+    assert findings.unlike_pairs(study, table) == (6, 3)
+    assert "3 in an unknown precision" in words.arithmetic(table, 6, 3)
+    grid = results(study, {}, seeds=2).query("arm in ['KD', 'KD identity', 'KD mixup', 'R2KD mixup']")
+    grid = grid.assign(precision="bfloat16")
+    grid.loc[(grid["arm"] == "KD mixup") & (grid["seed"] == 1), "precision"] = "float32"
+    assert findings.unlike_pairs(study, grid) == (6, 2)  # mixup and its control, R2KD and KD under mixup
+
+
+def test_beyond_clean_accuracy_there_are_two_lines_and_students_that_nobody_compares_move_one_of_them(study):
+    clean = results(study, {"cross-entropy": -20, "DIST": 3}, noise=0.5)
+    clean = clean[clean["arm"].isin(["cross-entropy", "R2KD, released", "DKD", "DIST"])]
+    clean = clean.rename(columns={"last_top1": "clean"})
+    summary = clean.assign(corrupted=0.2 * clean["clean"] + 5.0 * (clean["arm"] != "cross-entropy"))
+    told = findings.robust_comparisons(
+        study, stats.at_equal_clean(summary), pd.DataFrame(columns=["test", "name", "level"])
+    )
+    slopes = told.dropna(subset="slope").groupby("measure")["slope"].first()
+    assert slopes["residual_compared"] == pytest.approx(0.2) and slopes["residual"] > 0.35
+    both = told[told["measure"] == "residual_compared"]
+    assert both["mean"].abs().max() < 1e-9 and len(both) == 2
+    assert "by a line through those that are compared (slope 0.20): " in words.robust_comparisons(told)
 
 
 def test_without_an_identity_view_the_control_is_having_none():
@@ -84,7 +110,7 @@ def test_without_an_identity_view_the_control_is_having_none():
 
 
 def test_the_sentence_of_the_grid_calls_help_and_hurt_what_the_table_does(study):
-    table = findings.grid(study, results(study, {"KD mixup": 2, "KD cutmix": -2}))
+    table = findings.grid(study, results(study, {"KD mixup": 2, "KD cutmix": -4}))
     kd, r2kd, gains = words.views(table)
     assert re.fullmatch(
         r"Added to KD: mixup \+[\d.]+ ± [\d.]+ \*, cutmix -[\d.]+ ± [\d.]+ \*, cutout .*; 2 told apart from 0 \(\*\)\.",
@@ -238,6 +264,9 @@ def test_a_teachers_spread_beside_the_gains_of_its_students(study):
     joined = findings.spread_and_gain(spread, table)
     assert len(joined) == 10 and joined["rank_correlation"].tolist() == pytest.approx([-1] * 10)
     assert "rank correlation -1.00 over 5 views (p = 0.02)" in words.answer_spread_gain(joined)
+    without = findings.spread_and_gain(spread, table, findings.twin(study))
+    assert len(without) == 10 and without["rank_correlation"].isna().all()  # four views can tell nothing
+    assert "too few views to say" in words.answer_spread_gain(without)
     assert "pruned teacher's spread is lower under 7 and higher under 0 of 7" in words.spread(spread, 10)
 
 

@@ -59,6 +59,10 @@ def test_without_weights_a_run_is_reported_from_its_record_and_marked(tiny, tmp_
     elsewhere = here[0].run.row | {"precision": "bfloat16"}
     mixed = [here[0]._replace(run=runs.Run(here[0].run.folder, elsewhere)), *here[1:]]
     assert experiments.sources(study, mixed) == "; computed 1 in bfloat16, 3 in float32; 1 students from their records"
+    tests = experiments.tests_table(study, images, here)
+    assert experiments.share_tested(here, tests) == ""
+    assert experiments.share_tested(here, tests[tests["seed"] > 0]) == "; 2 of them tested"
+    assert {"arm", "seed", "last_top1", "precision"} <= set(experiments.results_table([]))
     tables = [experiments.results_table(found).drop(columns="source") for found in (students, here)]
     assert tables[0].equals(tables[1])
     assert experiments.curves_table(students).equals(experiments.curves_table(here))

@@ -3,6 +3,7 @@ from r2kd import stats
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -150,6 +151,24 @@ def test_without_a_line_there_are_no_residuals():
     for unfit in (summary[:2], summary.assign(clean=80.0), summary.assign(corrupted=[np.nan, 50, 55])):
         table = stats.at_equal_clean(unfit)
         assert table["residual"].isna().all() and table["slope"].isna().all()
+
+
+def test_who_reads_a_test_again_and_again_calls_more_zeros_a_difference():
+    draws = np.random.default_rng(0).standard_normal((50_000, 10))
+    for looks, rate in (((5, 10), 9), (range(3, 11), 17)):  # what notebook 02 and profiles.study_arms say
+        called = np.zeros(len(draws), bool)
+        for n in looks:
+            seen = draws[:, :n]
+            half_width = scipy.stats.t.ppf(0.975, n - 1) * seen.std(1, ddof=1) / n**0.5
+            called |= abs(seen.mean(1)) > half_width
+        assert round(100 * called.mean()) == rate
+
+
+def test_a_line_can_be_of_some_students_alone():
+    summary = students(a=[45.0, 50, 55], b=[0.0, 50, 100])
+    table = stats.at_equal_clean(summary, through=["a"])
+    assert table["slope"].tolist() == pytest.approx([0.5] * 6)
+    assert table["residual"].tolist() == pytest.approx([0, 0, 0, -45, 0, 45], abs=1e-9)
 
 
 def test_a_student_without_a_value_does_not_count():
