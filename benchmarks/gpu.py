@@ -70,7 +70,7 @@ def at_most(seconds: float) -> Iterator[None]:
 def tests(device: torch.device) -> Iterator[dict]:
     """A row a CUDA test: what became of it, and where it failed. In a process of their own: one may leave a GPU unusable."""
     mine, theirs = get_context("spawn").Pipe()
-    process = get_context("spawn").Process(target=send_tests, args=(theirs, CUDA_TESTS, device.type), daemon=True)
+    process = get_context("spawn").Process(target=send_tests, args=(theirs, CUDA_TESTS, device.type))
     process.start()
     theirs.close()
     try:

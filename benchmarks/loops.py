@@ -142,16 +142,17 @@ def _our_steps(
         for _ in range(len(images.train) // BATCH):
             for arm in students:
                 arm.begin_epoch()
-            started = time.perf_counter()
-            batch = next(batches)
-            data_seconds = time.perf_counter() - started
-            loop.step(batch, students, side_by_side)
-            for arm in students:
-                arm.lane.join()
-                if arm.failure:
-                    raise arm.failure
-            acceleration.wait(batch.target.device)
-            seconds = time.perf_counter() - started
+            with acceleration.exact():  # as training does; it is of the process, so not across the yield
+                started = time.perf_counter()
+                batch = next(batches)
+                data_seconds = time.perf_counter() - started
+                loop.step(batch, students, side_by_side)
+                for arm in students:
+                    arm.lane.join()
+                    if arm.failure:
+                        raise arm.failure
+                acceleration.wait(batch.target.device)
+                seconds = time.perf_counter() - started
             yield Step(seconds, data_seconds, float(students[0].sums[0]) / BATCH)
 
 

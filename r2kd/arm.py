@@ -93,7 +93,8 @@ class Arm:
         if device.type == "cuda" and not plain:  # torch's fused CPU kernel ignores strides
             sgd |= {"fused": True, "lr": torch.tensor(config.learning_rate, device=device)}  # read by the graph
             for parameter in model.parameters():
-                parameter.grad = torch.zeros_like(parameter)  # laid out as its parameter, as the fused kernel asks
+                if parameter.requires_grad:  # a frozen one that had a gradient would decay
+                    parameter.grad = torch.zeros_like(parameter)  # laid out as its parameter, as the fused kernel asks
         return cls(config, run, model, torch.optim.SGD(model.parameters(), **sgd), lane=lane, draws=draws)
 
     @property
@@ -122,7 +123,7 @@ class Arm:
         answers = [batch.teacher_logits(view, self.config) for view in views] if self.taught else []
         epoch = torch.full((), self.epoch + 1.0, device=self.device)  # filled there, not copied
         inputs = [batch.target, epoch, batch.index[views[-1]], *(batch.images[view] for view in views), *answers]
-        if self.config.machine.plain:
+        if self.config.machine.plain or self.draws:  # a replay could not be seeded
             self._update(*inputs)
         else:
             self._replayed(self._update, *inputs)
@@ -158,7 +159,7 @@ class Arm:
         if not self.draws:
             yield
             return
-        with _ONE_DRAWS, seeded(self.config.seed, "model", self.epoch, self.images):
+        with _ONE_DRAWS, seeded(self.config.seed, "model", self.epoch, self.images, device=self.device):
             yield
 
     def looks_at(self, name: str) -> bool:

@@ -97,15 +97,8 @@ class Batch:
         return self._teachers.logits(dense, images) if view is None else self._answers(dense, view)
 
     def _answers(self, teacher: nn.Module, view: Choice) -> Tensor:
-        if (teacher, view) not in self._logits:
-            asked = [view]
-            # in one forward where launches are what costs; on a CPU its rounding could depend on how many views there are
-            if self.target.is_cuda and not teacher.training:
-                asked = [other for other in self.images if (teacher, other) not in self._logits]
-            images = [self.images[other] for other in asked]
-            logits = self._teachers.logits(teacher, torch.cat(images) if len(images) > 1 else images[0])
-            for other, part in zip(asked, logits.split([len(part) for part in images]), strict=True):
-                self._logits[(teacher, other)] = part
+        if (teacher, view) not in self._logits:  # each by itself: rounding can depend on how many images a forward has
+            self._logits[(teacher, view)] = self._teachers.logits(teacher, self.images[view])
         return self._logits[(teacher, view)]
 
 

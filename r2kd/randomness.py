@@ -13,10 +13,15 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 
 @contextmanager
-def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
-    """The global CPU generator seeded for one purpose, put back afterwards: for code that takes no generator (layers)."""
-    with torch.random.fork_rng(devices=[]):
+def seeded(seed: int, *purpose: str | int, device: torch.device | None = None) -> Iterator[None]:
+    """The global CPU generator, and that of a GPU if it is the `device`, seeded for one purpose, put back afterwards: for code that
+    takes no generator (layers)."""
+    gpus = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(_mix(seed, purpose))
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(_mix(seed, purpose))
         yield
 
 

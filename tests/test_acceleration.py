@@ -176,6 +176,8 @@ def test_what_cannot_be_captured_runs_call_by_call_and_lets_go_of_what_it_held(g
 
     capturing = False
     monkeypatch.setattr(torch.cuda, "graph", broken)
+    released, lane.pool, lane.stream.device_index = [], "broken", 0
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *pool: released.append(pool), raising=False)
 
     def function(x):
         activation = x + 1
@@ -189,6 +191,7 @@ def test_what_cannot_be_captured_runs_call_by_call_and_lets_go_of_what_it_held(g
     assert all(activation() is None for activation in activations)
     assert capsys.readouterr().err == f"no CUDA graph, so slower: {why}\n"
     assert streams[-1] is not lane.stream and len(lane.graphs) == 1  # the failed one lives as long as the others
+    assert released == [(0, "broken")] and lane.pool == "pool"
 
 
 @pytest.fixture
