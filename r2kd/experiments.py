@@ -193,7 +193,7 @@ def study(profile: str = "quick", **settings) -> Study:
     keeps the profile's arms before them, and "label = arm" gives one a label. `comparisons`: pairs of them, "mine - kd cutmix", by label or by
     the arm's text, one family of verdicts in place of the profile's.
 
-    Raises ValueError for an unknown profile, pair, entry or setting, or two arms that are the same.
+    Raises ValueError for an unknown profile, pair, entry or setting, two arms that are the same, or `fresh` with `recorded`.
     """
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
@@ -202,6 +202,8 @@ def study(profile: str = "quick", **settings) -> Study:
     design = Design().with_options(**{name: given.pop(name) for name in list(given) if name in Design()})
     asked = {name: given.pop(name) for name in list(given) if name in Tests()}
     tests = Tests().with_options(**chosen.tests | asked)
+    if design.fresh and design.recorded:
+        raise ValueError("fresh trains what there is only a record of, recorded trains nothing: give one of the two")
     for path in [design.load] if isinstance(design.load, str) else design.load or ():
         entries.load(path)
     for choose, names in (
@@ -243,7 +245,7 @@ def study(profile: str = "quick", **settings) -> Study:
         shown=tuple(label for label, (_, _, shown) in zip(arms, specified, strict=True) if shown),
         said=specification.said(design, given),
         figures_root=design.figures_root,
-        fresh=chosen.fresh if design.fresh is None else design.fresh,
+        fresh=(chosen.fresh and not design.recorded) if design.fresh is None else design.fresh,
         recorded=design.recorded,
         made_of=(profile, settings),
     )
@@ -306,10 +308,13 @@ def variant(of: Study, **settings) -> Study:
 
 
 def in_minutes(of: Study, **settings) -> Study:
-    """`variant` where the profile is one of minutes, else the quick study with these settings; its records stay beside the runs."""
+    """`variant` where the profile is one of minutes, else the quick study with these settings; its records stay beside the runs.
+
+    It is trained, in a study of what is recorded too.
+    """
     profile, given = of.made_of
     if PROFILES[profile].fresh:
-        return variant(of, **settings)
+        return variant(of, **{"recorded": False} | settings)
     places = {name: value for name, value in given.items() if name in PLACES}
     return study("quick", **places | settings)
 

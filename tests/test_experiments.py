@@ -24,6 +24,12 @@ def test_the_pairs_are_the_papers():
     }
 
 
+def test_what_is_told_from_records_alone_is_not_trained_afresh_where_that_takes_minutes_either():
+    assert study("quick").fresh and not study("quick", recorded=True).fresh
+    with pytest.raises(ValueError, match="give one of the two"):
+        study("quick", recorded=True, fresh=True)
+
+
 def test_the_paper_profile_is_the_released_recipe():
     paper = study("paper", pair="vgg13_mv2")
     teacher, students = paper.teacher, paper.students(0).values()
