@@ -30,6 +30,8 @@ def test_how_far_the_study_is_and_its_scale_are_those_of_its_records():
     wanted = sum(len(study.students(seed)) for seed in study.seeds)
     section = " ".join(found_section().split())
     assert f"{len(students)} of its {wanted} students" in section
+    emulated = (students["precision"] == "bfloat16 in float32").sum()
+    assert not emulated or f"({emulated} of them by a processor that rounds to bfloat16 in float32)" in section
     (teacher,) = kept.loc[kept["arm"] == "teacher", "last_top1"]
     assert f"resnet20 ({teacher:.1f} %, trained on all 50,000 images)" in section
     caption = pd.read_csv(STUDY / "comparisons.csv")["caption"][0]
