@@ -17,6 +17,7 @@ from .experiments import Study
 from .profiles import CHANGES, GRID, MEAN, PULLS, setting, subsets
 from .tested import ARM
 
+TWINS = {"cutmixpick": "cutmix"}
 CORRELATED = ("rank_correlation", "p", "views")
 RADII = (0.5, 1, 2)  # in 1/255, of the attack that comparisons are made under: beyond them all are near 0
 
@@ -86,9 +87,10 @@ def _cells(study: Study, results: pd.DataFrame, value: str) -> list[Cell]:
 def twin(study: Study) -> dict[str, str]:
     """{"cutmixpick": "cutmix"} where the one is the other with draws of its own: as released it keeps every image of a batch of up to
     64; else empty."""
-    picked = next((arm for (_, view), arm in grid_arms(study).items() if view == "cutmixpick"), None)
-    alike = picked and study.arms[picked]["pick"] == "before" and study.first.recipe.batch_size <= PICKED
-    return {"cutmixpick": "cutmix"} if alike else {}
+    if study.first.recipe.batch_size > PICKED:
+        return {}
+    of = {view: arm for (_, view), arm in grid_arms(study).items()}
+    return {view: other for view, other in TWINS.items() if view in of and study.arms[of[view]]["pick"] == "before"}
 
 
 def _means(cells: list[Cell], twins: Mapping[str, str]) -> list[Cell]:
