@@ -369,7 +369,7 @@ def comparisons(table: pd.DataFrame, title: str = "The study's comparisons") -> 
 
 
 def robust_comparisons(table: pd.DataFrame) -> Figure:
-    """The same comparisons under corruption, beyond a line of corrupted on clean accuracy through all students here, and under PGD."""
+    """The same comparisons under corruption, beyond two lines of corrupted on clean accuracy, through all students and through the compared ones, and under PGD."""
     panels = words.measured(table)
     title = f"The comparisons beside clean images ({_seeds(table)}, paired; filled: told apart, Holm-adjusted)"
     height = max(map(len, panels.values()))
