@@ -283,9 +283,8 @@ class Replayed:
                 output = function(*held)
         except RuntimeError as error:
             clear_frames(error)
-            with suppress(
-                Exception
-            ):  # before torch 2.12 the allocator goes on recording into the pool of a capture that broke
+            # before torch 2.12 the allocator goes on recording into the pool of a capture that broke
+            with suppress(Exception):
                 torch._C._cuda_endAllocateToPool(self.lane.stream.device_index, self.lane.pool)
             self.lane.pool = torch.cuda.graph_pool_handle()
             why = str(error.__context__ or error).splitlines()[0]

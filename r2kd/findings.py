@@ -6,8 +6,11 @@ family of verdicts is one table, Holm-adjusted in it; see stats.judged.
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import reduce
 from itertools import product
+from operator import sub
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -17,8 +20,7 @@ from .experiments import Study
 from .profiles import CHANGES, GRID, MEAN, PULLS, setting, subsets
 from .tested import ARM
 
-TWINS = {"cutmixpick": "cutmix"}
-CORRELATED = ("rank_correlation", "p", "views")
+TWINS = {"cutmixpick": "cutmix"}  # a view that can be another once more; see `twin`
 RADII = (0.5, 1, 2)  # in 1/255, of the attack that comparisons are made under: beyond them all are near 0
 
 
@@ -46,41 +48,48 @@ def grid(study: Study, results: pd.DataFrame, value: str = "last_top1") -> pd.Da
     "interaction": what a view adds to the second minus what it adds to the first. Of the kinds view and interaction the last
     rows, with MEAN as their view, are the means over all augmentations, where all are there: a family of their own.
     """
-    cells = _cells(study, results, value)
+    wide = results.pivot_table(index="seed", columns="arm", values=value)
+    wide = wide.reindex(columns=[*grid_arms(study).values()])
+    cells = [(cell.contrast, cell.kind, cell.view, cell.difference(wide)) for cell in grid_cells(study)]
     tables = [stats.judged(_intervals(family), family=len(family)) for family in (cells, _means(cells, twin(study)))]
     return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
 
-def grid_family(study: Study) -> int:
-    """How many cells the grid was designed with, but for the means over the views."""
-    return len(_cells(study, pd.DataFrame({"seed": [], "arm": [], "last_top1": []}), "last_top1"))
+class Cell(NamedTuple):
+    """A cell of the grid, as it was designed: the first arm of a pair minus the second; of two pairs, the first's difference minus
+    the second's."""
+
+    contrast: str
+    kind: str
+    view: str
+    pairs: tuple[tuple[str, str], ...]
+
+    def difference(self, wide: pd.DataFrame) -> pd.Series:
+        """By seed, of a table with a column an arm."""
+        return reduce(sub, (wide[arm] - wide[other] for arm, other in self.pairs))
 
 
-Cell = tuple[str, str, str, pd.Series]  # contrast, kind, view, and the difference by seed
-
-
-def _cells(study: Study, results: pd.DataFrame, value: str) -> list[Cell]:
+def grid_cells(study: Study) -> list[Cell]:
+    """All cells of the grid, trained or not, in their order; the means over the views are none of them."""
     arms = grid_arms(study)
-    wide = results.pivot_table(index="seed", columns="arm", values=value).reindex(columns=[*arms.values()])
     methods = list(dict.fromkeys(method for method, _ in arms))
-    gains: dict[str, dict[str, pd.Series]] = {}
+    of: dict[str, dict[str, tuple[str, str]]] = {}  # by method and view: the arm and its control
     cells = []
     for method in methods:
         mine = {view: arms[(method, view)] for view in GRID if (method, view) in arms}
-        control = _control(mine)
-        gains[method] = {view: wide[arm] - wide[mine[control]] for view, arm in mine.items() if view != control}
-        for view, gain in gains[method].items():
-            cells.append((method, "view" if AUGMENTATIONS[view].drawn else "one view", view, gain))
+        control = min(mine, key=lambda view: (not AUGMENTATIONS[view].control, AUGMENTATIONS[view].drawn))
+        of[method] = {view: (arm, mine[control]) for view, arm in mine.items() if view != control}
+        for view, pair in of[method].items():
+            cells.append(Cell(method, "view" if AUGMENTATIONS[view].drawn else "one view", view, (pair,)))
     for method in methods[1:]:
-        name = f"{method} - {methods[0]}"
+        first = methods[0]
+        name = f"{method} - {first}"
         for view in GRID:
-            pair = [arms.get((known, view)) for known in (method, methods[0])]
-            if all(pair):
-                cells.append((name, "distance", view, wide[pair[0]] - wide[pair[1]]))
+            if (method, view) in arms and (first, view) in arms:
+                cells.append(Cell(name, "distance", view, ((arms[method, view], arms[first, view]),)))
         for view in GRID:
-            pair = [gains[known].get(view) for known in (method, methods[0])]
-            if AUGMENTATIONS[view].drawn and pair[0] is not None and pair[1] is not None:
-                cells.append((f"gain, {name}", "interaction", view, pair[0] - pair[1]))
+            if AUGMENTATIONS[view].drawn and view in of[method] and view in of[first]:
+                cells.append(Cell(f"gain, {name}", "interaction", view, (of[method][view], of[first][view])))
     return cells
 
 
@@ -93,7 +102,10 @@ def twin(study: Study) -> dict[str, str]:
     return {view: other for view, other in TWINS.items() if view in of and study.arms[of[view]]["pick"] == "before"}
 
 
-def _means(cells: list[Cell], twins: Mapping[str, str]) -> list[Cell]:
+Difference = tuple[str, str, str, pd.Series]  # contrast, kind, view, and the difference by seed
+
+
+def _means(cells: list[Difference], twins: Mapping[str, str]) -> list[Difference]:
     """Over the views that augment, of each contrast and kind that has all of them; two that are one view count as one, their mean."""
     wanted = [view for view in GRID if AUGMENTATIONS[view].drawn and not AUGMENTATIONS[view].control]
     own = [twins.get(view, view) for view in wanted]
@@ -105,7 +117,7 @@ def _means(cells: list[Cell], twins: Mapping[str, str]) -> list[Cell]:
     return [(*key, MEAN, sum(views.values())) for key, views in there.items() if len(views) == len(wanted)]
 
 
-def _intervals(cells: list[Cell]) -> pd.DataFrame:
+def _intervals(cells: list[Difference]) -> pd.DataFrame:
     keys = ["contrast", "kind", "view"]
     rows = [
         stats.mean_interval(
@@ -182,30 +194,10 @@ def unlike_pairs(study: Study, results: pd.DataFrame) -> tuple[int, int]:
     precision)."""
     there = results.assign(precision=results["precision"].fillna("unknown"))
     wide = there.pivot(index="seed", columns="arm", values="precision")
-    asked = dict.fromkeys((*study.comparisons, *_grid_pairs(study)))
+    single = (cell.pairs[0] for cell in grid_cells(study) if len(cell.pairs) == 1)
+    asked = dict.fromkeys((*study.comparisons, *single))
     pairs = [wide[list(pair)].dropna() for pair in asked if set(pair) <= set(wide)]
     return sum(map(len, pairs)), sum(int((both.nunique(axis=1) > 1).sum()) for both in pairs)
-
-
-def _grid_pairs(study: Study) -> list[tuple[str, str]]:
-    """The arms of the grid that are subtracted from each other: a view and its control, and two distances under a view."""
-    arms = grid_arms(study)
-    controls = {method: _control({view for of, view in arms if of == method}) for method, _ in arms}
-    pairs = [(arm, arms[method, controls[method]]) for (method, view), arm in arms.items() if view != controls[method]]
-    methods = list(controls)
-    return pairs + [
-        (arm, arms[methods[0], view])
-        for (method, view), arm in arms.items()
-        if method != methods[0] and (methods[0], view) in arms
-    ]
-
-
-def _control(views: Collection[str]) -> str:
-    """Of these, the one that the others are held against: identity where it is there, else no second view."""
-    return min(
-        (view for view in GRID if view in views),
-        key=lambda view: (not AUGMENTATIONS[view].control, AUGMENTATIONS[view].drawn),
-    )
 
 
 def switch_effects(of: Study, results: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -263,20 +255,22 @@ def spread_and_gain(spread: pd.DataFrame, table: pd.DataFrame, twins: Collection
 
     spread: the table of the figure answer_spread (view, teacher, rate, and mean and half_width in percent), of which the dense
     teacher counts. table: `grid`. twins: `twin`, views that are another once more. Columns: method, view, spread and
-    spread_half_width, mean, half_width, n (of the gain, in points), and of the method CORRELATED, over the views that are no twins; of
-    fewer than five, where no order has a p below 0.05, they are missing.
+    spread_half_width, mean, half_width, n (of the gain, in points), and of the method rank_correlation, its p, and over how many
+    views: those that are no twins; of fewer than five, where no order has a p below 0.05, these are missing.
     """
     dense = spread.loc[spread["rate"] == 0, ["view", "mean", "half_width"]]
     dense = dense.rename(columns={"mean": "spread", "half_width": "spread_half_width"})
     gains = table[table["kind"] == "view"].rename(columns={"contrast": "method"})
     joined = gains.merge(dense, on="view")
     own = joined[~joined["view"].isin(twins)].groupby("method", sort=False)
-    ranks = {method: stats.rank_correlation(rows["spread"], rows["mean"]) for method, rows in own if len(rows) >= 5}
+    ranks = [
+        (method, *stats.rank_correlation(rows["spread"], rows["mean"]), len(rows))
+        for method, rows in own
+        if len(rows) >= 5
+    ]
+    ranks = pd.DataFrame(ranks, columns=["method", "rank_correlation", "p", "views"])
     columns = ["method", "view", "spread", "spread_half_width", "mean", "half_width", "n"]
-    found = {
-        name: joined["method"].map({method: of[i] for method, of in ranks.items()}) for i, name in enumerate(CORRELATED)
-    }
-    return joined[columns].assign(**found)
+    return joined[columns].merge(ranks, on="method", how="left")
 
 
 def noise_floor(path: Path) -> tuple[float, int] | None:

@@ -101,9 +101,9 @@ def study_arms(epochs: int) -> dict[str, str]:
     What follows is of `small`; `paper` has the same arms at the full scale, with fewer seeds.
     Scale. 2,500 images and 120 epochs, by the pilot (figures/cifar100/pilot): there the student on labels alone has converged (twice
     the epochs add 1.4 points, and its test loss rises), with more images it has not. The teacher has seen all 50,000.
-    Seeds. 10 for the arms of the comparisons, 5 for the others: the grid's verdicts are of 5. The same method in two precisions differs by 0.48 points from seed to
-    seed, which no pairing takes away: 10 seeds then find a difference of 0.48 points with 80 % chance, 5 of 0.81. (That was before the
-    runs, and too hopeful: findings.twice and words.resolution say what the study itself can see.)
+    Seeds. 10 for the arms of the comparisons, 5 for the others: the grid's verdicts are of 5. The same method in two precisions
+    differs by 0.48 points from seed to seed, which no pairing takes away: 10 seeds then find a difference of 0.48 points with 80 %
+    chance, 5 of 0.81. (That was before the runs, and too hopeful: findings.twice and words.resolution say what the study itself can see.)
     Weights. Each distance at its own weight (KD 1, R2KD's value 2), at one where its gradient is nearer to the other's at its own
     (KD 4, R2KD 0.5), and at twice the larger. At 1 and 2 R2KD's gradient is 1.8 to 3.7 times KD's, so at the nearer ones KD's is the
     larger, by up to 2.2 (benchmarks/pulls.csv: one seed, the first 30 epochs).

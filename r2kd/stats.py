@@ -140,9 +140,9 @@ def at_equal_clean(
     """A copy of a table of students with `residual`, `value` minus what clean accuracy predicts, and `slope`.
 
     The prediction is one least-squares line of `value` on `clean` through all rows, or those of the arms `through`, after the
-    effective robustness of Taori et al., NeurIPS 2020. So a residual is relative to the other students of the table and changes with them, and
-    the slope (units of `value` a point, the same in every row) is of differences between students: it says nothing of
-    what more clean accuracy would do to one. mean_interval of `residual` by arm says which arm is better than its
+    effective robustness of Taori et al., NeurIPS 2020. So a residual is relative to the other students of the table and
+    changes with them, and the slope (units of `value` a point, the same in every row) is of differences between students: it
+    says nothing of what more clean accuracy would do to one. mean_interval of `residual` by arm says which arm is better than its
     clean accuracy explains.
 
     Rows where either is missing count for nothing and have no residual. Both columns are NaN with fewer than three
@@ -156,12 +156,12 @@ def at_equal_clean(
     return summary.assign(residual=summary[value] - (slope * summary["clean"] + intercept), slope=slope)
 
 
-def rank_correlation(one: pd.Series, other: pd.Series) -> tuple[float, float, int]:
-    """(Spearman's, the share of all orders whose is at least as far from 0, how many values): of a few, all orders are tried."""
+def rank_correlation(one: pd.Series, other: pd.Series) -> tuple[float, float]:
+    """(Spearman's, the share of all orders whose is at least as far from 0): for a few values, as all orders are tried."""
     ranks, others = one.rank().reset_index(drop=True), other.rank().reset_index(drop=True)
     found = ranks.corr(others)
     orders = [abs(ranks.corr(pd.Series(order))) for order in permutations(others)]
-    return found, sum(far >= abs(found) - 1e-9 for far in orders) / len(orders), len(one)
+    return found, sum(far >= abs(found) - 1e-9 for far in orders) / len(orders)
 
 
 def compared(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], value: str) -> pd.DataFrame:

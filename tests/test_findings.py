@@ -45,7 +45,7 @@ def test_a_view_is_compared_with_the_identity_view_by_seed(study):
     assert cells["R2KD", "mean"] == pytest.approx(-1 / 4, abs=1e-4)
     assert cells["gain, R2KD - KD", "mean"] == pytest.approx(0, abs=1e-4)
     assert found["n"].eq(6).all() and len(found) == 6 + 6 + 7 + 5 + 3
-    assert findings.grid_family(study) == 6 + 6 + 7 + 5
+    assert len(findings.grid_cells(study)) == 6 + 6 + 7 + 5
     picking = experiments.study("small", batch_size=128)
     mixed = findings.grid(picking, results(picking, {"KD cutmix": 5}, noise=1e-6)).set_index(["contrast", "view"])
     assert mixed["mean"]["KD", "mean"] == pytest.approx(1, abs=1e-4)  # there they are two of five
